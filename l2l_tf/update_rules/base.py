@@ -1,0 +1,129 @@
+"""UpdateRule: the interface between gradients and updates."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+COUPLINGS = ("coordinate", "tensor", "global")
+
+
+class UpdateRule(keras.layers.Layer):
+    """A rule m_φ that turns gradients into updates: ``(u_t, h_{t+1}) = m_φ(∇f(θ_t), h_t)``.
+
+    A subclass owns its meta-parameters φ as Keras weights, created in ``__init__``, and implements
+    two pure methods:
+
+    * ``initial_state(layout)``: the state h_0. `layout` is the number N of coordinates, or the
+      list of ``(name, shape)`` of the tensors.
+    * ``update(gradients, state)``: one step, ``(updates, state)``. The updates are *added* to the
+      parameters.
+
+    The class attribute ``coupling`` says which coordinates see each other:
+
+    * ``"coordinate"``: none do. ``gradients`` and ``updates`` are vectors ``[N]``, and every leaf
+      of the state ends in the coordinate axis, so any slice of coordinates can be run alone.
+    * ``"tensor"`` and ``"global"``: those of a tensor, or all. ``gradients`` and ``updates`` are
+      lists of tensors in the layout's order, and the state has any structure.
+
+    A rule never stops gradients: its callers decide what is differentiated. Meta-parameters are
+    float32 whatever the global Keras dtype policy is, unless `dtype` says "float64" (for tests).
+
+    ``get_config()`` carries φ, so a rule restored by ``from_config`` is the trained one. Decorate
+    subclasses with ``keras.saving.register_keras_serializable`` to save and load them.
+
+    Args:
+        dtype: "float32" or "float64".
+        name: Keras layer name.
+
+    Example: a new rule in a few lines.
+
+    >>> class SignDescent(UpdateRule):
+    ...     def initial_state(self, layout):
+    ...         return ()
+    ...     def update(self, gradients, state):
+    ...         return -0.01 * tf.sign(gradients), state
+    >>> SignDescent().update(tf.constant([3.0, -2.0]), ())[0].numpy().tolist()
+    [-0.009999999776482582, 0.009999999776482582]
+    """
+
+    coupling = "coordinate"
+
+    def __init__(self, *, dtype="float32", name=None):
+        if dtype not in ("float32", "float64"):
+            raise ValueError(
+                f"An update rule's dtype must be 'float32' or 'float64'. Received: dtype={dtype!r}"
+            )
+        if self.coupling not in COUPLINGS:
+            raise ValueError(
+                f"{type(self).__name__}.coupling must be one of {COUPLINGS}. "
+                f"Received: {self.coupling!r}"
+            )
+        super().__init__(dtype=dtype, name=name)
+        self.built = True  # Weights are made by __init__; there is nothing to infer from inputs.
+
+    def initial_state(self, layout):
+        """The state before the first step.
+
+        Args:
+            layout: number of coordinates (an int or a scalar tensor), or a list of
+                ``(name, shape)``.
+
+        Returns:
+            A structure of tensors; see the class for their axes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement initial_state(layout).")
+
+    def update(self, gradients, state):
+        """One step of the rule.
+
+        Args:
+            gradients: a vector ``[N]``, or a list of tensors if the coordinates are coupled.
+            state: as ``initial_state`` or the step before returned it.
+
+        Returns:
+            ``(updates, state)``, of the same structure and shapes as the arguments.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement update(gradients, state)."
+        )
+
+    def get_config(self):
+        config = {"name": self.name, "dtype": self.dtype_policy.name}
+        if self.trainable_variables:
+            config["weights"] = [w.numpy().tolist() for w in self.trainable_variables]
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        weights = config.pop("weights", None)
+        rule = cls(**config)
+        if weights is not None:
+            expected = [tuple(w.shape) for w in rule.trainable_variables]
+            received = [np.shape(w) for w in weights]
+            if expected != received:
+                raise ValueError(
+                    f"The weights in the config do not fit {cls.__name__}. "
+                    f"Expected shapes: {expected}. Received: {received}"
+                )
+            for variable, value in zip(rule.trainable_variables, weights):
+                variable.assign(value)
+        return rule
+
+
+def num_coordinates(layout):
+    """Number of coordinates N of a layout (an int, or a list of ``(name, shape)``)."""
+    if isinstance(layout, (list, tuple)):
+        return sum(int(np.prod(shape)) for _, shape in layout)
+    return layout
+
+
+def split(vector, layout):
+    """A vector ``[N]`` as the list of a layout's tensors."""
+    pieces = tf.split(vector, [int(np.prod(shape)) for _, shape in layout])
+    return [tf.reshape(piece, shape) for piece, (_, shape) in zip(pieces, layout)]
+
+
+def flatten(tensors):
+    """A list of tensors as one vector ``[N]``."""
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)

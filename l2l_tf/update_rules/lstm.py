@@ -1,0 +1,172 @@
+"""The paper's rule: one small LSTM, shared by all coordinates."""
+
+import keras
+import tensorflow as tf
+
+from l2l_tf import preprocessing
+from l2l_tf.update_rules import base
+
+
+def lstm_step(kernel, bias, inputs, hidden, cell):
+    """One LSTM layer on N coordinates at once, feature-major.
+
+    Keras' LSTMCell transposed: with the coordinates last, each gate is a contiguous block of rows,
+    and one matrix product serves all gates.
+
+    Args:
+        kernel: ``[4 * units, features + units]``; gates in Keras' order: input, forget,
+            candidate, output.
+        bias: ``[4 * units, 1]``.
+        inputs: ``[features, N]``.
+        hidden, cell: ``[units, N]``.
+
+    Returns:
+        ``(hidden, cell)``, each ``[units, N]``.
+    """
+    gates = tf.matmul(kernel, tf.concat([inputs, hidden], axis=0)) + bias  # [4 * units, N]
+    write, forget, candidate, read = tf.split(gates, 4, axis=0)
+    cell = tf.sigmoid(forget) * cell + tf.sigmoid(write) * tf.tanh(candidate)
+    return tf.sigmoid(read) * tf.tanh(cell), cell
+
+
+class LSTMRule(base.UpdateRule):
+    """What the LSTM rules share: the stack of layers and the linear head.
+
+    Abstract: a subclass adds the features that go in and the scale of what comes out.
+
+    Args:
+        layers: units of each LSTM layer, a sequence of positive ints.
+        num_features: features a coordinate.
+        zero_head: start from a head of zeros, so that the untrained rule makes no step, rather
+            than a random one.
+        seed: int, of the initial meta-parameters; None draws them anew each time.
+    """
+
+    def __init__(self, layers, num_features, zero_head, seed, **kwargs):
+        super().__init__(**kwargs)
+        layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
+        if not layers or not all(isinstance(units, int) and units > 0 for units in layers):
+            raise ValueError(
+                "`layers` must give the units of each LSTM layer, positive ints such as (20, 20). "
+                f"Received: layers={layers}"
+            )
+        self.layers = layers
+        self.zero_head = zero_head
+        self.seed = seed
+        self._cells = []  # [(kernel, bias)] of each layer
+        width = num_features
+        for index, units in enumerate(layers):
+            self._cells.append(
+                (
+                    self.add_weight(
+                        name=f"kernel_{index}",
+                        shape=(4 * units, width + units),
+                        initializer=keras.initializers.GlorotUniform(self._seed_for(index)),
+                    ),
+                    self.add_weight(
+                        name=f"bias_{index}", shape=(4 * units, 1), initializer=_unit_forget_bias
+                    ),
+                )
+            )
+            width = units
+        head = keras.initializers.RandomNormal(0.0, width**-0.5, seed=self._seed_for(len(layers)))
+        self._head = self.add_weight(
+            name="head", shape=(1, width), initializer="zeros" if zero_head else head
+        )
+        self._head_bias = self.add_weight(name="head_bias", shape=(1, 1), initializer="zeros")
+
+    def _seed_for(self, index):
+        return None if self.seed is None else self.seed + 1000003 * index
+
+    def lstm_initial_state(self, layout):
+        """Zeros: for each layer ``(hidden, cell)``, each ``[units, N]``."""
+        n = base.num_coordinates(layout)
+        return tuple(
+            (tf.zeros([units, n], self.dtype), tf.zeros([units, n], self.dtype))
+            for units in self.layers
+        )
+
+    def lstm(self, features, state):
+        """Features ``[num_features, N]`` through the layers and the head: ``([N], state)``."""
+        new_state = []
+        for (kernel, bias), (hidden, cell) in zip(self._cells, state):
+            features, cell = lstm_step(kernel, bias, features, hidden, cell)
+            new_state.append((features, cell))
+        outputs = tf.matmul(self._head, features) + self._head_bias  # [1, N]
+        return outputs[0], tuple(new_state)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layers": list(self.layers),
+            "zero_head": self.zero_head,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable("l2l_tf")
+class CoordinatewiseLSTM(LSTMRule):
+    """The coordinatewise LSTM of "Learning to learn by gradient descent by gradient descent".
+
+    Andrychowicz et al. 2016, section 2.1 and Appendix A: an LSTM of two layers of 20 units, the
+    same for every coordinate of the optimizee, each coordinate with a state of its own; its input
+    the log magnitude and sign of the gradient, its output a linear head, scaled.
+
+    Args:
+        layers: units of each LSTM layer.
+        p: of the log-and-sign preprocessing; see ``l2l_tf.preprocessing.log_and_sign``.
+        output_scale: factor on the output. The paper's code takes 0.01.
+        zero_head: start from a head of zeros (not in the paper), so that the first episodes of
+            meta-training see an optimizee at rest, not one that diverges.
+        seed: int, of the initial meta-parameters.
+        dtype, name: as of ``UpdateRule``.
+
+    State: for each layer ``(hidden, cell)``, each ``[units, N]``.
+
+    Example:
+
+    >>> rule = CoordinatewiseLSTM(layers=(20, 20), seed=0)
+    >>> updates, state = rule.update(tf.ones([5]), rule.initial_state(5))
+    >>> updates.shape
+    TensorShape([5])
+    """
+
+    def __init__(
+        self,
+        layers=(20, 20),
+        p=10.0,
+        output_scale=0.1,
+        zero_head=True,
+        seed=None,
+        dtype="float32",
+        name=None,
+    ):
+        super().__init__(layers, 2, zero_head, seed, dtype=dtype, name=name)
+        if not p > 0:
+            raise ValueError(f"`p` must be positive. Received: p={p}")
+        self.p = p
+        self.output_scale = output_scale
+
+    def initial_state(self, layout):
+        return self.lstm_initial_state(layout)
+
+    def update(self, gradients, state):
+        features = preprocessing.log_and_sign(gradients, self.p)  # [2, N]
+        outputs, state = self.lstm(features, state)
+        return self.output_scale * outputs, state
+
+    def get_config(self):
+        return {**super().get_config(), "p": self.p, "output_scale": self.output_scale}
+
+
+def _unit_forget_bias(shape, dtype):
+    """Zeros, and ones for the forget gate, as Keras' LSTMCell has them."""
+    units = shape[0] // 4
+    return tf.concat(
+        [
+            tf.zeros([units, 1], dtype),
+            tf.ones([units, 1], dtype),
+            tf.zeros([2 * units, 1], dtype),
+        ],
+        axis=0,
+    )

@@ -1,0 +1,75 @@
+"""RNNprop: the LSTM on moment inputs, with a bounded output."""
+
+import keras
+import tensorflow as tf
+
+from l2l_tf import preprocessing
+from l2l_tf.update_rules import base
+from l2l_tf.update_rules.lstm import LSTMRule
+
+
+@keras.saving.register_keras_serializable("l2l_tf")
+class RNNprop(LSTMRule):
+    """An LSTM that sees gradient and momentum relative to the gradient's running scale.
+
+    Lv, Jiang and Li 2017, "Learning gradient descent: better generalization and longer horizons",
+    section 4: inputs (g/√v̂, m̂/√v̂), output 0.1·tanh. It holds up better than the paper's
+    rule on optimizees and horizons it was not trained on. Deviation: the paper's fully connected
+    layer before the LSTM is left out.
+
+    Args:
+        layers: units of each LSTM layer.
+        beta_1, beta_2: decay rates of the moments.
+        output_scale: bound of the update.
+        zero_head, seed, dtype, name: as of ``CoordinatewiseLSTM``.
+
+    State: ``(lstm, moments)``; lstm as of ``CoordinatewiseLSTM``; moments
+    ``(m, v, c1, c2)``, each ``[N]``; see ``l2l_tf.preprocessing.moment_ratios``.
+
+    Example:
+
+    >>> rule = RNNprop(layers=(8,), zero_head=False, seed=0)
+    >>> updates, state = rule.update(tf.ones([5]), rule.initial_state(5))
+    >>> bool(tf.reduce_all(tf.abs(updates) < 0.1))
+    True
+    """
+
+    def __init__(
+        self,
+        layers=(20, 20),
+        beta_1=0.9,
+        beta_2=0.95,
+        output_scale=0.1,
+        zero_head=True,
+        seed=None,
+        dtype="float32",
+        name=None,
+    ):
+        super().__init__(layers, 2, zero_head, seed, dtype=dtype, name=name)
+        for key, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"`{key}` must be in [0, 1). Received: {key}={beta}")
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.output_scale = output_scale
+
+    def initial_state(self, layout):
+        n = base.num_coordinates(layout)
+        zeros = tf.zeros([n], self.dtype)
+        return self.lstm_initial_state(layout), (zeros, zeros, zeros, zeros)
+
+    def update(self, gradients, state):
+        lstm_state, moments = state
+        features, moments = preprocessing.moment_ratios(
+            gradients, moments, self.beta_1, self.beta_2
+        )  # [2, N]
+        outputs, lstm_state = self.lstm(features, lstm_state)
+        return self.output_scale * tf.tanh(outputs), (lstm_state, moments)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "output_scale": self.output_scale,
+        }

@@ -1,0 +1,56 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2l_tf.problems import KerasProblem
+
+
+@pytest.fixture(autouse=True)
+def _fresh_keras():
+    """Layer names and seeds as in a fresh process, whatever ran before."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+
+
+def image_data(num_examples=48, size=6, batch_size=8, seed=0):
+    """Separable toy images: the class is the brightest third."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, num_examples)
+    x = rng.normal(size=(num_examples, size, size, 1)).astype("float32")
+    x += (np.arange(size) * 3 // size == y[:, None])[:, None, :, None]
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+
+
+def mlp():
+    layers = keras.layers
+    return keras.Sequential(
+        [keras.Input([6, 6, 1]), layers.Flatten(), layers.Dense(5, "sigmoid"), layers.Dense(3)]
+    )
+
+
+def conv_net():
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input([6, 6, 1]),
+            # A bias before the normalization would have a gradient of rounding noise alone.
+            layers.Conv2D(
+                4, 3, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.01)
+            ),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Dropout(0.2),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
+def keras_problem(build_model=mlp, **kwargs):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return KerasProblem(build_model, image_data(), loss, **kwargs)
