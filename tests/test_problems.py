@@ -1,0 +1,217 @@
+import conftest
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2l_tf import problems
+
+PROBLEMS = {
+    "digits": lambda: problems.get("digits"),
+    "lasso": lambda: problems.get("lasso"),
+    "quadratic": lambda: problems.get("quadratic"),
+    "rastrigin": lambda: problems.get("rastrigin"),
+    "mlp": lambda: conftest.keras_problem(heldout=conftest.image_data(seed=1)),
+    "conv_net": lambda: conftest.keras_problem(
+        conftest.conv_net, heldout=conftest.image_data(seed=1)
+    ),
+}
+SEED = tf.constant([1, 2], tf.int64)
+OTHER = tf.constant([1, 3], tf.int64)
+
+
+def batches(problem, side="train", seed=SEED, count=3):
+    return list(problem.batches(side, seed, count))
+
+
+def assert_equal(a, b):
+    tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def differ(a, b):
+    return any((x.numpy() != y.numpy()).any() for x, y in zip(*map(tf.nest.flatten, (a, b))))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_problem(name):
+    problem = PROBLEMS[name]()
+    parameters = problem.sample_parameters(SEED)
+    assert [tuple(p.shape) for p in parameters] == [shape for _, shape in problem.layout]
+    assert_equal(parameters, problem.sample_parameters(SEED))
+    assert differ(parameters, problem.sample_parameters(OTHER))
+
+    drawn = batches(problem)
+    assert len(drawn) == 3
+    assert_equal(drawn, batches(problem))
+    assert differ(drawn, batches(problem, seed=OTHER))
+    assert differ(drawn, batches(problem, side="heldout"))
+    assert_equal(drawn[:2], batches(problem, count=2))
+
+    loss, gradients = problem.loss_and_gradients(parameters, drawn[0])
+    assert loss.shape == ()
+    loss_in_graph, _ = tf.function(problem.loss_and_gradients)(parameters, drawn[0])
+    np.testing.assert_allclose(loss, loss_in_graph, rtol=1e-5)
+    # A small step downhill lowers the loss by what the gradients say.
+    norm = tf.linalg.global_norm(gradients)
+    step = 1e-3 / norm
+    moved = [p - step * g for p, g in zip(parameters, gradients)]
+    after, _ = problem.loss_and_gradients(moved, drawn[0])
+    np.testing.assert_allclose(loss - after, step * norm**2, rtol=0.1)
+
+
+def test_quadratic_by_hand():
+    theta, w, y = tf.constant([1.0, 2.0]), tf.constant([[1.0, 0.0], [1.0, 1.0]]), tf.ones([2])
+    loss, (gradient,) = problems.Quadratic(2).loss_and_gradients([theta], (w, y))
+    assert loss == 4.0  # residual (0, 2)
+    np.testing.assert_array_equal(gradient, [4.0, 4.0])  # 2 Wᵀ residual
+
+
+def test_digits_sides_share_no_image():
+    problem = problems.get("digits")
+    seen = {}
+    for side in ("train", "heldout"):
+        images = np.concatenate([x for (x, _), _ in batches(problem, side, count=20)])
+        seen[side] = {image.tobytes() for image in images}
+    assert len(seen["train"]) > 1000 and len(seen["heldout"]) > 500
+    assert not seen["train"] & seen["heldout"]
+
+
+def test_batches_go_through_the_data_before_they_repeat():
+    data = tf.data.Dataset.range(12).map(lambda i: (tf.cast([i], tf.float32), 0.0)).batch(4)
+    build = lambda: keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])  # noqa: E731
+    problem = problems.KerasProblem(build, data, "mse")
+    epochs = [x.numpy()[:, 0] for (x, _), _ in batches(problem, count=6)]
+    for epoch in (epochs[:3], epochs[3:]):
+        assert sorted(np.concatenate(epoch)) == list(range(12))
+    assert list(np.concatenate(epochs[:3])) != list(np.concatenate(epochs[3:]))
+
+
+def test_loss_is_that_of_keras_with_regularization():
+    problem = conftest.keras_problem(
+        lambda: keras.Sequential(
+            [
+                keras.Input([6, 6, 1]),
+                keras.layers.Flatten(),
+                keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.1)),
+            ]
+        )
+    )
+    (x, y), seed = batches(problem)[0]
+    kernel, bias = problem.sample_parameters(SEED)
+    logits = tf.reshape(x, [8, -1]) @ kernel + bias
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+    expected = tf.reduce_mean(cross_entropy) + 0.1 * tf.reduce_sum(kernel**2)
+    loss, _ = problem.loss_and_gradients([kernel, bias], ((x, y), seed))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_dropout_varies_by_step_and_batch_normalization_leaves_no_trace():
+    problem = conftest.keras_problem(conftest.conv_net)
+    parameters = problem.sample_parameters(SEED)
+    (example, seed), (_, other_seed), _ = batches(problem)
+    before = [v.numpy() for v in problem._model.non_trainable_variables]
+    loss = tf.function(problem.loss_and_gradients)
+    first, _ = loss(parameters, (example, seed))
+    again, _ = loss(parameters, (example, seed))
+    other, _ = loss(parameters, (example, other_seed))
+    assert first == again and first != other
+    assert_equal(before, [v.numpy() for v in problem._model.non_trainable_variables])
+
+
+def test_initial_weights_come_from_the_seed_and_leave_global_generators_alone():
+    import random
+
+    problem = conftest.keras_problem()
+    random.seed(5), np.random.seed(5)
+    expected = random.random(), np.random.rand()
+    random.seed(5), np.random.seed(5)
+    problem.sample_parameters(SEED)
+    assert (random.random(), np.random.rand()) == expected
+
+
+def test_embedding_gradients_and_subclassed_models():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.embedding = keras.layers.Embedding(5, 3)
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(keras.ops.mean(self.embedding(x), axis=1))
+
+    data = tf.data.Dataset.from_tensors((np.array([[0, 1], [2, 2]]), np.ones([2, 1])))
+    problem = problems.KerasProblem(Model, data, "mse")
+    parameters = problem.sample_parameters(SEED)
+    _, gradients = problem.loss_and_gradients(parameters, batches(problem)[0])
+    assert gradients[0].shape == (5, 3)
+    assert not gradients[0].numpy()[3:].any() and gradients[0].numpy()[:3].any()
+
+
+def test_streams_leave_out_ragged_batches():
+    data = tf.data.Dataset.range(10).map(lambda i: (tf.cast([i], tf.float32), 0.0))
+    build = lambda: keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])  # noqa: E731
+    problem = problems.KerasProblem(build, data.batch(4).repeat(), "mse")
+    assert [x.shape[0] for (x, _), _ in batches(problem, count=5)] == [4] * 5
+
+
+def _broken(loss="mse", **kwargs):
+    build = lambda: keras.Sequential([keras.Input([2]), keras.layers.Dense(1, **kwargs)])  # noqa: E731
+    return problems.KerasProblem(build, _regression(), loss)
+
+
+def _regression():
+    return tf.data.Dataset.from_tensors((np.ones([4, 2]), np.ones([4, 1])))
+
+
+def _unreached():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.used = keras.layers.Dense(1)
+            self.unused = keras.layers.Dense(1, name="unused")
+
+        def call(self, x):
+            self.unused(x)
+            return self.used(x)
+
+    return Model()
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: _broken(trainable=False), "no trainable weights"),
+        (lambda: _broken(loss=lambda y, p: p * np.nan), "finite scalar. Received: nan"),
+        (
+            lambda: problems.KerasProblem(_unreached, _regression(), "mse"),
+            "does not depend on .*unused/kernel",
+        ),
+        (lambda: problems.KerasProblem(_unreached(), _regression(), "mse"), None),
+        (lambda: problems.KerasProblem(lambda: 3, _regression(), "mse"), "must return a keras.M"),
+        (lambda: problems.KerasProblem(_unreached, np.ones(3), "mse"), "tf.data.Dataset"),
+        (
+            lambda: problems.KerasProblem(_unreached, _regression().unbatch(), "mse"),
+            r"call .batch\(128\)",
+        ),
+        (lambda: problems.KerasProblem(_unreached, _regression().take(0), "mse"), "is empty"),
+        (lambda: problems.get("digit"), "Did you mean 'digits'"),
+        (lambda: problems.get("no.module:problem"), "importable module"),
+        (lambda: problems.get("math:pi"), None),
+        (lambda: problems.get("builtins:dict"), "Received: dict"),
+        (lambda: problems.get("quadratic").batches("test", SEED, 1), "side='test'"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_mnist_without_its_data_or_a_network_fails_at_once(tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError
+
+    monkeypatch.setattr("socket.create_connection", no_network)
+    with pytest.raises(FileNotFoundError, match="(?s)No dataset 'mnist'.*tfds build mnist"):
+        problems.get("mnist", data_dir=str(tmp_path))
+
+
