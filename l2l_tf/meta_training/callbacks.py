@@ -1,0 +1,106 @@
+"""Callbacks of meta-training: speed, divergence, the best rule, checkpoints."""
+
+import math
+import os
+import time
+
+import keras
+import tensorflow as tf
+
+from l2l_tf import saving
+
+
+class InnerStepsPerSecond(keras.callbacks.Callback):
+    """Adds ``inner_steps_per_second`` to the logs: optimizee steps, all optimizees together.
+
+    Each epoch is measured from the end of its first train step, which may include compilation.
+    """
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = None
+        self._num_train_steps = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._start is None:
+            self._start = time.perf_counter()
+            return
+        self._num_train_steps += 1
+        if logs is not None:
+            logs["inner_steps_per_second"] = self._rate()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None and self._num_train_steps:
+            logs["inner_steps_per_second"] = self._last_rate
+
+    def _rate(self):
+        steps = self._num_train_steps * self.model.window_length * self.model.meta_batch_size
+        self._last_rate = steps / (time.perf_counter() - self._start)
+        return self._last_rate
+
+
+class RaiseAtDivergence(keras.callbacks.Callback):
+    """Stops meta-training with a ``FloatingPointError`` at the first loss that is not finite."""
+
+    def on_train_begin(self, logs=None):
+        self.model.divergence.assign([-1, -1])
+
+    def on_train_batch_end(self, batch, logs=None):
+        episode, step = self.model.divergence.numpy()
+        if episode < 0:
+            return
+        if step >= 0:
+            what = f"step {step}: the loss is not finite"
+        else:
+            what = "its end: the losses are finite, but their meta-gradient is not"
+        raise FloatingPointError(
+            f"Meta-training on '{self.model.problem.name}' stopped in episode {episode}, at {what}."
+            " The rule keeps its weights from before this episode's update. If the problem itself "
+            "is sound, try a smaller meta-learning rate or a smaller output scale of the rule."
+        )
+
+
+class KeepBestRule(keras.callbacks.Callback):
+    """After each epoch, saves the rule if its validation loss is the lowest so far.
+
+    Args:
+        save_dir: directory for ``rule-<episodes>/`` and ``card.json``.
+        card: dict, the content of ``card.json``, which goes on being written.
+    """
+
+    def __init__(self, save_dir, card):
+        super().__init__()
+        self._save_dir = save_dir
+        self._card = card
+
+    def on_epoch_end(self, epoch, logs=None):
+        episodes = int(self.model.episode.numpy())
+        losses = {key: logs[key] for key in ("loss", "val_loss", "val_final_loss")}
+        record = {"episodes": episodes}
+        record |= {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in losses.items()}
+        # An epoch that is run again after an interruption replaces its record.
+        history = [r for r in self._card["validation"] if r["episodes"] < episodes]
+        self._card["validation"] = [*history, record]
+        best = self._card["best_validation_loss"]
+        if record["val_loss"] is not None and (best is None or record["val_loss"] < best):
+            name = f"rule-{episodes}"
+            saving.save(self.model.rule, os.path.join(self._save_dir, name), overwrite=True)
+            self._card |= {"best": name, "best_validation_loss": record["val_loss"]}
+        saving.write_json(self._card, os.path.join(self._save_dir, saving.CARD_FILE))
+        for old in tf.io.gfile.glob(os.path.join(self._save_dir, "rule-*")):
+            if os.path.basename(old) != self._card["best"]:
+                tf.io.gfile.rmtree(old)
+
+
+class SaveCheckpoint(keras.callbacks.Callback):
+    """Saves a checkpoint after each epoch, which is where an interrupted meta-training resumes.
+
+    Args:
+        manager: ``tf.train.CheckpointManager``.
+    """
+
+    def __init__(self, manager):
+        super().__init__()
+        self._manager = manager
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._manager.save()

@@ -1,0 +1,45 @@
+"""Meta-objectives: what meta-training minimizes, as a function of an optimizee's losses."""
+
+import tensorflow as tf
+
+
+def loss_sum(losses):
+    """Σ_t f(θ_t): the paper's objective (equation 3 with w_t = 1)."""
+    return tf.reduce_sum(losses)
+
+
+def log_loss_sum(losses):
+    """Σ_t log f(θ_t): weighs a step by its relative improvement. Losses must be positive."""
+    return tf.reduce_sum(tf.math.log(losses))
+
+
+def last_loss(losses):
+    """f(θ_T): only the result counts."""
+    return losses[-1]
+
+
+OBJECTIVES = {"sum": loss_sum, "log": log_loss_sum, "last": last_loss}
+
+
+def loss_weights(objective, losses):
+    """∂L/∂f(θ_t), for L the mean of `objective` over optimizees.
+
+    f(θ_0) is not counted: no update has touched it.
+
+    Args:
+        objective: function of losses ``[T]``, f(θ_1) … f(θ_T), to a scalar.
+        losses: ``[T + 1, M]``.
+
+    Returns:
+        Weights ``[T + 1, M]``.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(losses)
+        value = mean_objective(objective, losses)
+    return tape.gradient(value, losses)
+
+
+def mean_objective(objective, losses):
+    """The mean of `objective` over optimizees, for losses ``[T + 1, M]``."""
+    columns = [objective(column) for column in tf.unstack(losses[1:], axis=1)]
+    return tf.add_n(columns) / len(columns)
