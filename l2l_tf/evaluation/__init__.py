@@ -1,0 +1,1 @@
+"""Honest comparison: tuned baselines, learning curves, tables and plots."""

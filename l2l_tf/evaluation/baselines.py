@@ -1,0 +1,97 @@
+"""Baselines: hand-designed optimizers with learning rates tuned for the task at hand."""
+
+import difflib
+from typing import NamedTuple
+
+import numpy as np
+
+from l2l_tf.update_rules import hand_designed
+
+BASELINES = {
+    "sgd": hand_designed.SGD,
+    "momentum": hand_designed.Momentum,
+    "nag": lambda learning_rate: hand_designed.Momentum(learning_rate, nesterov=True),
+    "rmsprop": hand_designed.RMSprop,
+    "adam": hand_designed.Adam,
+}
+DEFAULT = ("adam", "rmsprop", "sgd", "nag")
+
+# Learning rates are powers of RATIO: first in strides of COARSE_STRIDE around 0.1, then each.
+RATIO = 1.5
+COARSE_STRIDE = 4
+COARSE_EXPONENTS = range(-12, 9, COARSE_STRIDE)
+EXPONENT_LIMIT = 48  # 1.5^48 is about 3e8: an optimum beyond is none
+
+
+class Tuned(NamedTuple):
+    """A baseline at its best learning rate."""
+
+    rule: hand_designed.HandDesignedRule
+    learning_rate: float
+    grid: list  # [[learning rate, score], ...], in order; None as score where it diverged
+
+
+def check_names(names):
+    """Raises a ValueError that names the nearest baseline if one is unknown."""
+    for name in names:
+        if name not in BASELINES:
+            near = difflib.get_close_matches(name, BASELINES, n=1)
+            raise ValueError(
+                f"Unknown baseline {name!r}."
+                + (f" Did you mean {near[0]!r}?" if near else "")
+                + f" Expected some of {', '.join(BASELINES)}."
+            )
+
+
+def tune(name, arena, num_seeds):
+    """The baseline with the learning rate of the lowest mean loss over the arena's horizon.
+
+    Coarse to fine, and as far as it takes: the returned grid has the factor 1.5 on both sides of
+    the best rate, which is never at its edge. Seeds are those of tuning, not those of reports.
+
+    Args:
+        name: a key of ``BASELINES``.
+        arena: ``Arena``.
+        num_seeds: optimizees to average over.
+
+    Returns:
+        ``Tuned``.
+
+    Raises:
+        RuntimeError: no learning rate in 1.5^±48 has a best one inside, or all diverge.
+    """
+    rule = BASELINES[name](learning_rate=0.1)
+    runner = arena.runner(rule)
+    scores = {}
+
+    def score(exponent):
+        if exponent not in scores:
+            rule.learning_rate.assign(_rate(exponent))
+            scores[exponent] = float(np.mean(arena.losses(runner, "tune", num_seeds)))
+        return scores[exponent] if np.isfinite(scores[exponent]) else np.inf
+
+    for exponent in COARSE_EXPONENTS:
+        score(exponent)
+    stride = COARSE_STRIDE
+    while stride >= 1:
+        best = min(scores, key=score)
+        if abs(best) > EXPONENT_LIMIT or score(best) == np.inf:
+            raise RuntimeError(
+                f"No best learning rate found for {name!r} on '{arena.problem.name}': tried "
+                f"{_rate(min(scores)):.3g} to {_rate(max(scores)):.3g}. Expected: a finite loss "
+                "that rises again towards both ends."
+            )
+        neighbours = [best - stride, best + stride]
+        if all(n in scores for n in neighbours):
+            stride //= 2
+        for n in neighbours:
+            score(n)
+
+    best = min(scores, key=score)
+    rule.learning_rate.assign(_rate(best))
+    grid = [[_rate(e), s if np.isfinite(s) else None] for e, s in sorted(scores.items())]
+    return Tuned(rule, _rate(best), grid)
+
+
+def _rate(exponent):
+    return float(f"{0.1 * RATIO**exponent:.4g}")

@@ -1,0 +1,34 @@
+"""compare: honest curves on a model of one's own, in one line."""
+
+from l2l_tf.evaluation.evaluate import evaluate
+from l2l_tf.problems import KerasProblem
+
+
+def compare(build_model, dataset, loss, rules, heldout=None, output_dir=None, **kwargs):
+    """Trains fresh copies of a Keras model with learned rules and with tuned baselines.
+
+    Prints the table of ``evaluate``; with `output_dir`, also writes ``results.json`` and
+    ``curves.png`` there.
+
+    Args:
+        build_model, dataset, loss, heldout: as of ``l2l_tf.problems.KerasProblem``.
+        rules: as `optimizers` of ``evaluate``: rules by name, or names and directories.
+        output_dir: directory to write, or None.
+        **kwargs: of ``evaluate``: `baselines`, `num_steps`, `num_seeds`, ….
+
+    Returns:
+        The ``Result``.
+
+    >>> import keras, numpy as np, tensorflow as tf, l2l_tf
+    >>> data = tf.data.Dataset.from_tensor_slices((np.ones([32, 4]), np.ones([32, 1]))).batch(8)
+    >>> result = compare(
+    ...     lambda: keras.Sequential([keras.Input([4]), keras.layers.Dense(1)]), data, "mse",
+    ...     {"momentum 0.1": l2l_tf.update_rules.Momentum(0.1)}, baselines=["sgd"],
+    ...     num_steps=5, num_seeds=2)  # doctest: +ELLIPSIS
+    optimizer ...
+    """
+    result = evaluate(KerasProblem(build_model, dataset, loss, heldout), rules, **kwargs)
+    print(result.table())
+    if output_dir is not None:
+        result.save(output_dir)
+    return result

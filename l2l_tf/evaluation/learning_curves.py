@@ -1,0 +1,111 @@
+"""Learning curves: the losses of a rule on fresh optimizees, and the time of a step."""
+
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from l2l_tf.meta_training import episodes as episodes_lib
+from l2l_tf.meta_training import unroll as unroll_lib
+
+# The length of the mean that smooths "the loss at a step".
+SMOOTHING = 5
+
+
+class Arena:
+    """A problem's episodes, the same for every optimizer that enters.
+
+    Every rule gets the same initial parameters and the same batches in the same order, and its
+    loss is measured at the same point, before each update.
+
+    Args:
+        problem: a ``Problem``.
+        side: which data, "heldout" or "train". The optimizee is trained on its batches and those
+            batches' losses are reported.
+        num_steps: steps of an episode.
+        seed: int.
+    """
+
+    def __init__(self, problem, num_steps, side="heldout", seed=0):
+        self.problem = problem
+        self.num_steps = num_steps
+        self._side = side
+        self._seed = seed
+        self._datasets = {}
+
+    def losses(self, runner, purpose, num_seeds):
+        """Learning curves of a ``runner(rule)``, ``[num_seeds, num_steps]``; entry t is f(θ_t), before the update."""
+        return np.concatenate(
+            [runner(e["parameters"], e["batches"]) for e in self._episodes(purpose, num_seeds)]
+        )
+
+    def runner(self, rule):
+        """The compiled unroll of `rule`: its weights may change between calls of ``losses``."""
+
+        def unrolled(parameters, batches):
+            # One step fewer than losses: the last loss needs no update after it.
+            trajectory = unroll_lib.unroll(
+                rule,
+                self.problem,
+                parameters,
+                unroll_lib.initial_state(rule, self.problem.layout, parameters.shape[0]),
+                batches,
+                num_steps=self.num_steps - 1,
+                record=False,
+            )
+            return tf.transpose(trajectory.losses)  # [M, num_steps]
+
+        compiled = {}  # by the number of optimizees
+
+        def run(parameters, batches):
+            num_optimizees = parameters.shape[0]
+            if num_optimizees not in compiled:
+                function = tf.function(unrolled)
+                compiled[num_optimizees] = function.get_concrete_function(parameters, batches)
+            return compiled[num_optimizees](parameters, batches).numpy().astype("float64")
+
+        return run
+
+    def seconds_per_step(self, runners, purpose="report", num_rounds=5):
+        """Median seconds a step of one optimizee, for each of several runners.
+
+        The rules take turns, so that what else the machine does falls on all of them.
+        """
+        episode = next(iter(self._episodes(purpose, 1)))
+        one = tf.nest.map_structure(lambda leaf: leaf[:1], episode)
+        times = {name: [] for name in runners}
+        for is_warm in [False] + [True] * num_rounds:
+            for name, run in runners.items():
+                start = time.perf_counter()
+                run(one["parameters"], one["batches"])
+                if is_warm:
+                    times[name].append((time.perf_counter() - start) / self.num_steps)
+        return {name: float(np.median(t)) for name, t in times.items()}
+
+    def _episodes(self, purpose, num_seeds):
+        key = purpose, num_seeds
+        if key not in self._datasets:
+            dataset = episodes_lib.episodes(
+                self.problem,
+                self._side,
+                self._seed,
+                purpose,
+                lambda: tf.constant(0, tf.int64),
+                num_seeds,
+                num_windows=1,
+                window_length=self.num_steps - 1,
+                num_parallel=num_seeds if self.problem.vectorized else 1,
+            )
+            self._datasets[key] = list(dataset)
+        return self._datasets[key]
+
+
+def loss_at(losses, step):
+    """The loss at a step: the mean of the five entries that end at index ``step - 1``.
+
+    Args:
+        losses: ``[..., num_steps]``.
+        step: int, from 1 to num_steps.
+    """
+    losses = np.asarray(losses, dtype="float64")
+    return losses[..., max(0, step - SMOOTHING) : step].mean(axis=-1)
