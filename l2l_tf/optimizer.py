@@ -66,9 +66,8 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
             state = self.rule.initial_state(variable.shape.num_elements())
             leaves = [leaf.numpy() for leaf in tf.nest.flatten(state)]
         path = getattr(variable, "path", variable.name).replace("/", "_").replace(":", "_")
-        with self._distribution_strategy.extended.colocate_vars_with(
-            getattr(variable, "value", variable)
-        ):
+        backend_variable = variable.value if isinstance(variable, keras.Variable) else variable
+        with self._distribution_strategy.extended.colocate_vars_with(backend_variable):
             return [
                 self.add_variable(
                     shape=leaf.shape,

@@ -26,7 +26,7 @@ def log_and_sign(gradients, p=10.0):
 
     Example:
 
-    >>> log_and_sign(tf.constant([1.0, -0.0])).numpy().tolist()
+    >>> log_and_sign(tf.constant([1.0, 0.0])).numpy().tolist()
     [[0.0, -1.0], [1.0, 0.0]]
     """
     # |g| is clamped at exp(-p), where log|g| / p = -1: the two cases in one formula, finite at 0.

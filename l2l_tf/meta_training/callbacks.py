@@ -51,7 +51,7 @@ class RaiseAtDivergence(keras.callbacks.Callback):
         if step >= 0:
             what = f"step {step}: the loss is not finite"
         else:
-            what = "its end: the losses are finite, but their meta-gradient is not"
+            what = "its end: the losses are finite, but the objective or its meta-gradient is not"
         raise FloatingPointError(
             f"Meta-training on '{self.model.problem.name}' stopped in episode {episode}, at {what}."
             " The rule keeps its weights from before this episode's update. If the problem itself "

@@ -1,5 +1,7 @@
 """Meta-objectives: what meta-training minimizes, as a function of an optimizee's losses."""
 
+import math
+
 import tensorflow as tf
 
 
@@ -31,12 +33,13 @@ def loss_weights(objective, losses):
         losses: ``[T + 1, M]``.
 
     Returns:
-        Weights ``[T + 1, M]``.
+        Weights ``[T + 1, M]``; NaN where the objective itself is not finite, such as the logarithm
+        of a negative loss, whose derivative would point uphill.
     """
     with tf.GradientTape() as tape:
         tape.watch(losses)
         value = mean_objective(objective, losses)
-    return tape.gradient(value, losses)
+    return tf.where(tf.math.is_finite(value), tape.gradient(value, losses), math.nan)
 
 
 def mean_objective(objective, losses):

@@ -47,7 +47,8 @@ class Problem:
 def fold_in(seed, *data):
     """A new seed for each integer in `data`: independent streams out of one seed."""
     for value in data:
-        seed = tf.random.experimental.stateless_fold_in(seed, value)
+        # What is drawn depends on the integer's dtype: always the same one.
+        seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(value, tf.int64))
     return seed
 
 

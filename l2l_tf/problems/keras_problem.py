@@ -48,8 +48,8 @@ class KerasProblem(base.Problem):
     ...     dataset=tf.data.Dataset.from_tensor_slices((x, y)).batch(16),
     ...     loss="mse",
     ... )
-    >>> problem.layout
-    [('sequential/dense/kernel', (4, 1)), ('sequential/dense/bias', (1,))]
+    >>> [shape for name, shape in problem.layout]
+    [(4, 1), (1,)]
     """
 
     def __init__(

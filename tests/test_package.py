@@ -1,0 +1,70 @@
+"""The public surface, who may import whom, and the documentation's promises."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import l2l_tf
+
+ROOT = pathlib.Path(l2l_tf.__file__).parent
+
+# Imports point one way: a part may import the parts that stand before it in its row.
+ALLOWED = {
+    "version": set(),
+    "preprocessing": set(),
+    "update_rules": {"preprocessing"},
+    "problems": set(),
+    "saving": {"update_rules"},
+    "optimizer": {"saving", "update_rules"},
+    "meta_training": {"problems", "saving", "update_rules", "version"},
+    "evaluation": {"meta_training", "problems", "saving", "update_rules"},
+}
+
+
+def test_public_names():
+    assert l2l_tf.__all__ == [
+        "LearnedOptimizer",
+        "MetaTrainer",
+        "__version__",
+        "compare",
+        "evaluate",
+        "load",
+        "pretrained_names",
+        "problems",
+        "save",
+        "update_rules",
+    ]
+    for name in l2l_tf.__all__:
+        assert hasattr(l2l_tf, name)
+
+
+def imported_parts(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "l2l_tf":
+            module = node.module.split(".")
+            yield from module[1:2] or [alias.name for alias in node.names]
+
+
+def test_imports_point_one_way():
+    seen = set()
+    for path in ROOT.rglob("*.py"):
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        seen.add(part)
+        received = set(imported_parts(path)) - {part}
+        assert received <= ALLOWED[part], f"{path} imports {received - ALLOWED[part]}"
+    assert seen == set(ALLOWED)
+
+
+def test_another_keras_backend_gets_a_clear_error():
+    program = """
+import sys, types
+keras = types.ModuleType("keras")
+keras.backend = types.SimpleNamespace(backend=lambda: "jax")
+sys.modules["keras"] = keras
+import l2l_tf
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "ImportError" in done.stderr and "Received: the 'jax' backend" in done.stderr
