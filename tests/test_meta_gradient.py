@@ -119,10 +119,10 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("chunk_columns", [10**6, 24])
+@pytest.mark.parametrize("chunk_size", [10**6, 72])
 @pytest.mark.parametrize("make_rule", [lstm, rnnprop, TensorNormRule])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_identity_equals_taping_the_unroll(name, make_rule, chunk_columns):
+def test_identity_equals_taping_the_unroll(name, make_rule, chunk_size):
     """In the second window of an episode, so that the rule's state is not the initial one."""
     problem, rule = PROBLEMS[name](), make_rule()
     parameters, (first, second) = episode(problem, num_windows=2)
@@ -146,7 +146,7 @@ def test_identity_equals_taping_the_unroll(name, make_rule, chunk_columns):
             before.state,
             second,
             objective,
-            chunk_columns=chunk_columns,
+            chunk_size=chunk_size,
         )
     )()
     assert largest_relative_difference(received, expected) < 1e-5

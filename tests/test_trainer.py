@@ -66,7 +66,7 @@ def test_jit_compile_gives_the_same_rule():
 
 
 def test_each_epoch_goes_on_with_new_episodes():
-    trainer_ = trainer(meta_batch_size=2)
+    trainer_ = trainer(credit="episode", meta_batch_size=2)
     dataset = trainer_.dataset(seed=0, num_episodes=4)
     first = [e["episode"].numpy().tolist() for e in dataset]
     trainer_.episode.assign(4)
@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_episode_and_step(num_optimizees)
 
     problem = DivergingQuadratic()
     problem.bad_seed = fold_in(episode_seed(0, "meta_train", 3), 1)
-    trainer_ = trainer(problem, meta_batch_size=num_optimizees)
+    trainer_ = trainer(problem, credit="episode", meta_batch_size=num_optimizees)
     with pytest.raises(FloatingPointError, match="episode 3, at step 7"):
         fitted(trainer_)
     assert all(np.isfinite(w.numpy()).all() for w in trainer_.rule.weights)
@@ -117,8 +117,8 @@ def test_a_meta_gradient_that_is_not_finite_is_named():
     [
         ({"num_steps": 12}, "num_steps=12, unroll_length=5"),
         ({"meta_batch_size": 0}, "meta_batch_size=0"),
-        ({"credit": "all"}, "'episode', 'segment'.*'all'"),
-        ({"objective": "mean"}, "'last', 'log', 'sum'.*'mean'"),
+        ({"credit": "all"}, "'segment', 'episode'.*'all'"),
+        ({"objective": "mean"}, "'last', 'log', 'sqrt', 'sum'.*'mean'"),
         ({"backward_fraction": 0.0}, "backward_fraction=0.0"),
         ({"backward_fraction": 0.5, "second_derivatives": True}, "second_derivatives=True"),
     ],

@@ -31,7 +31,9 @@ def evaluate(
         baselines: names: some of "adam", "rmsprop", "sgd", "momentum", "nag".
         num_steps: the horizon, in optimizee steps.
         num_seeds: optimizees reported on.
-        num_tuning_seeds: optimizees that baselines are tuned on; None takes `num_seeds`.
+        num_tuning_seeds: optimizees that baselines are tuned on; None takes `num_seeds`, but 1,024
+            at least of random functions: they are cheap, and a rate that is tuned on too few of
+            them diverges on the next steep one.
         seed: int, of all of them.
         side: "heldout" or "train" data.
 
@@ -61,10 +63,10 @@ def evaluate(
         for name, rule in optimizers.items()
     }
 
+    if num_tuning_seeds is None:
+        num_tuning_seeds = max(num_seeds, 1024) if problem.vectorized else num_seeds
     arena = Arena(problem, num_steps, side, seed)
-    tuned = {
-        name: baselines_lib.tune(name, arena, num_tuning_seeds or num_seeds) for name in baselines
-    }
+    tuned = {name: baselines_lib.tune(name, arena, num_tuning_seeds) for name in baselines}
     rules.update({name: baseline.rule for name, baseline in tuned.items()})
     runners = {name: arena.runner(rule) for name, rule in rules.items()}
     losses = {name: arena.losses(run, "report", num_seeds) for name, run in runners.items()}

@@ -58,8 +58,8 @@ class Result:
             optimizer = self.optimizers[name]
             rate = optimizer["learning_rate"]
             cells = [name, "learned" if rate is None else f"{rate:.3g}"]
-            cells.append(_mean_and_error(optimizer["loss"].sum(axis=1), 2))
-            cells += [_mean_and_error(loss_at(optimizer["loss"], step), 4) for step in steps]
+            cells.append(_mean_and_error(optimizer["loss"].sum(axis=1)))
+            cells += [_mean_and_error(loss_at(optimizer["loss"], step)) for step in steps]
             rows.append(cells + [f"{1e3 * optimizer['seconds_per_step']:.2f}"])
         lines = _align(rows)
         lines.insert(1, "-" * len(lines[0]))
@@ -158,13 +158,17 @@ def standard_error(losses):
     """Standard error of the mean over seeds: ``[num_seeds, ...]`` → ``[...]``; 0 for one seed."""
     if len(losses) < 2:
         return np.zeros(losses.shape[1:])
-    return losses.std(axis=0, ddof=1) / np.sqrt(len(losses))
+    with np.errstate(invalid="ignore"):  # inf - inf: a diverged loss has no standard error
+        return losses.std(axis=0, ddof=1) / np.sqrt(len(losses))
 
 
-def _mean_and_error(values, digits):
+def _mean_and_error(values):
     if not np.all(np.isfinite(values)):
         return "diverged"
-    return f"{values.mean():.{digits}f} ± {standard_error(values):.{digits}f}"
+    mean = values.mean()
+    digits = 2 if mean >= 10 else 4
+    number = f".{digits}f" if 1e-3 <= mean < 1e5 else ".1e"
+    return f"{mean:{number}} ± {standard_error(values):{number}}"
 
 
 def _align(rows):

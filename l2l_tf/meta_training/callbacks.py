@@ -55,7 +55,8 @@ class RaiseAtDivergence(keras.callbacks.Callback):
         raise FloatingPointError(
             f"Meta-training on '{self.model.problem.name}' stopped in episode {episode}, at {what}."
             " The rule keeps its weights from before this episode's update. If the problem itself "
-            "is sound, try a smaller meta-learning rate or a smaller output scale of the rule."
+            "is sound, try a smaller meta-learning rate or a smaller output scale of the rule. The "
+            "objectives 'sqrt' and 'log' need losses that are never negative."
         )
 
 

@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from l2l_tf.meta_training import unroll as unroll_lib
 
-# Coordinates times segments that are backpropagated at once: large enough to keep the processor
-# busy, small enough for its cache.
-CHUNK_COLUMNS = 4000
+# Coordinates times steps that are backpropagated at once. The memory of the backward pass is
+# proportional to it, whatever the optimizee's size and the unroll length.
+CHUNK_SIZE = 80_000
 
 
 def meta_gradient(
@@ -29,7 +29,7 @@ def meta_gradient(
     *,
     backward_fraction=1.0,
     seed=(0, 0),
-    chunk_columns=CHUNK_COLUMNS,
+    chunk_size=CHUNK_SIZE,
 ):
     """∂L/∂φ, to first order.
 
@@ -41,8 +41,8 @@ def meta_gradient(
         backward_fraction: below 1, only this share of the coordinates is backpropagated, drawn
             at random, and what they give is scaled up: an unbiased estimate.
         seed: ``[2]``, of that draw.
-        chunk_columns: coordinates times segments in a chunk; the memory for the backward pass
-            is that of a chunk.
+        chunk_size: coordinates times steps in a chunk; the memory for the backward pass is that
+            of a chunk.
 
     Returns:
         List of gradients, one for each of ``rule.trainable_variables``.
@@ -58,7 +58,7 @@ def meta_gradient(
             coordinates = tf.random.experimental.stateless_shuffle(coordinates, seed)[:drawn]
             weights *= total / drawn
         return _by_chunk(
-            rule, gradients, weights, states, coordinates, num_segments, chunk_columns
+            rule, gradients, weights, states, coordinates, num_segments, chunk_size
         )
     return _by_segment(rule, layout, gradients, weights, states, num_segments)
 
@@ -68,11 +68,11 @@ def cotangents(gradients, weights):
     return tf.cumsum(weights[1:] * gradients[1:], axis=0, reverse=True)
 
 
-def _by_chunk(rule, gradients, weights, states, coordinates, num_segments, chunk_columns):
+def _by_chunk(rule, gradients, weights, states, coordinates, num_segments, chunk_size):
     """Chunk by chunk through `coordinates`, a vector of indices into the M · N of the unroll."""
     num_steps, num_optimizees, n = gradients.shape[0] - 1, *gradients.shape[1:]
     total = coordinates.shape[0]
-    chunk = min(total, max(1, chunk_columns // num_segments))
+    chunk = min(total, max(1, chunk_size // num_steps))
     num_chunks = -(-total // chunk)
     gradients = tf.reshape(gradients, [num_steps + 1, num_optimizees * n])
 

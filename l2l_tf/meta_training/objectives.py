@@ -10,6 +10,11 @@ def loss_sum(losses):
     return tf.reduce_sum(losses)
 
 
+def sqrt_loss_sum(losses):
+    """Σ_t √f(θ_t): late, small losses weigh more than in the sum. Losses must not be negative."""
+    return tf.reduce_sum(tf.sqrt(losses + 1e-10))  # finite derivative at a loss of 0
+
+
 def log_loss_sum(losses):
     """Σ_t log f(θ_t): weighs a step by its relative improvement. Losses must be positive."""
     return tf.reduce_sum(tf.math.log(losses))
@@ -20,7 +25,7 @@ def last_loss(losses):
     return losses[-1]
 
 
-OBJECTIVES = {"sum": loss_sum, "log": log_loss_sum, "last": last_loss}
+OBJECTIVES = {"sum": loss_sum, "sqrt": sqrt_loss_sum, "log": log_loss_sum, "last": last_loss}
 
 
 def loss_weights(objective, losses):

@@ -10,7 +10,7 @@ from l2l_tf.meta_training.episodes import episodes
 from l2l_tf.meta_training.objectives import OBJECTIVES, loss_weights, mean_objective
 from l2l_tf.update_rules import base
 
-CREDITS = ("episode", "segment")
+CREDITS = ("segment", "episode")
 
 
 class MetaTrainer(keras.Model):
@@ -26,15 +26,16 @@ class MetaTrainer(keras.Model):
         unroll_length: steps of a segment.
         num_steps: steps of an episode, a multiple of `unroll_length`.
         meta_batch_size: optimizees side by side, for one meta-gradient.
-        credit: which later losses an update answers for: "episode" sums them to the episode's
-            end, for one meta-update an episode; "segment" sums them to the segment's end, for one
-            meta-update a segment, as the paper does.
-        objective: "sum" of losses (the paper's), "log" (sum of log losses), "last" (loss), or a
-            function of an optimizee's losses f(θ_1) … f(θ_T) ``[T]`` to a scalar.
+        credit: which later losses an update answers for: "segment" sums them to the segment's
+            end, for one meta-update a segment, as the paper does; "episode" sums them to the
+            episode's end, for one meta-update an episode.
+        objective: the sum of losses ("sum", the paper's), of their square roots ("sqrt") or
+            logarithms ("log"), the "last" loss, or a function of an optimizee's losses
+            f(θ_1) … f(θ_T) ``[T]`` to a scalar.
         backward_fraction: the share of coordinates, drawn at random for each meta-gradient, that
             are backpropagated: an unbiased estimate at a fraction of the cost. In (0, 1].
         second_derivatives: the exact meta-gradient, through the optimizee's gradients too.
-        chunk_columns: see ``meta_gradient``.
+        chunk_size: see ``meta_gradient``.
 
     Metrics: ``loss``, the mean of f(θ_1) … f(θ_T); on validation also ``final_loss``, the mean of
     the last five. Training stops with a ``FloatingPointError`` if a loss is not finite.
@@ -56,11 +57,11 @@ class MetaTrainer(keras.Model):
         num_steps=100,
         *,
         meta_batch_size=1,
-        credit="episode",
-        objective="sum",
+        credit="segment",
+        objective="sqrt",
         backward_fraction=1.0,
         second_derivatives=False,
-        chunk_columns=meta_gradient_lib.CHUNK_COLUMNS,
+        chunk_size=meta_gradient_lib.CHUNK_SIZE,
     ):
         super().__init__(name="meta_trainer")
         if not isinstance(rule, base.UpdateRule):
@@ -105,7 +106,7 @@ class MetaTrainer(keras.Model):
         self.objective = objective if callable(objective) else OBJECTIVES[objective]
         self.backward_fraction = backward_fraction
         self.second_derivatives = second_derivatives
-        self.chunk_columns = chunk_columns
+        self.chunk_size = chunk_size
         # A window is what one train step sees: the steps over which credit is given.
         self.window_length = num_steps if credit == "episode" else unroll_length
         self.num_windows = num_steps // self.window_length
@@ -232,7 +233,7 @@ class MetaTrainer(keras.Model):
             weights,
             backward_fraction=self.backward_fraction,
             seed=tf.stack([data["episode"][0], data["window"][0]]),
-            chunk_columns=self.chunk_columns,
+            chunk_size=self.chunk_size,
         )
 
     def _apply(self, gradients):

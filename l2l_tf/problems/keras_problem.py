@@ -166,12 +166,14 @@ class _Arrays:
     """Data in memory: batches by seed, epoch after epoch without replacement."""
 
     def __init__(self, arrays, batch_size):
-        self._arrays = arrays
+        # As tensors, a traced function refers to them; as arrays, it would hold copies of them.
+        with tf.device("CPU"):
+            self._arrays = tf.nest.map_structure(tf.constant, arrays)
         self._batch_size = batch_size
         self._num_examples = len(tf.nest.flatten(arrays)[0])
 
     def example(self):
-        return tf.nest.map_structure(lambda a: tf.constant(a[: self._batch_size]), self._arrays)
+        return tf.nest.map_structure(lambda a: a[: self._batch_size], self._arrays)
 
     def batches(self, seed, num_batches):
         batches_an_epoch = self._num_examples // self._batch_size
