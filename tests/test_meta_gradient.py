@@ -46,7 +46,9 @@ class TensorNormRule(UpdateRule):
 def episode(problem, num_optimizees=2, num_windows=1, window_length=NUM_STEPS):
     """Parameters ``[M, N]`` and, for each window, batches with leaves ``[M, W + 1, ...]``."""
     optimizees = [
-        list(windows(problem, "train", episode_seed(0, "meta_train", m), num_windows, window_length))
+        list(
+            windows(problem, "train", episode_seed(0, "meta_train", m), num_windows, window_length)
+        )
         for m in range(num_optimizees)
     ]
     stack = lambda *leaves: tf.stack(leaves)  # noqa: E731
@@ -69,7 +71,7 @@ def taped(rule, problem, parameters, states, batches, objective, second_derivati
         for m, state in enumerate(states):
             theta, losses = parameters[m], []
             for t in range(NUM_STEPS + 1):
-                batch = tf.nest.map_structure(lambda leaf: leaf[m, t], batches)
+                batch = tf.nest.map_structure(lambda leaf, m=m, t=t: leaf[m, t], batches)
                 loss, gradients = problem.loss_and_gradients(split(theta, problem.layout), batch)
                 losses.append(loss)
                 if t == NUM_STEPS:
@@ -173,9 +175,7 @@ def test_random_coordinates_give_an_unbiased_meta_gradient():
     problem, rule = conftest.keras_problem(), lstm()
     parameters, (batches,) = episode(problem)
     state = initial_state(rule, problem.layout, 2)
-    whole, trajectory = by_identity(
-        rule, problem, parameters, state, batches, objectives.loss_sum
-    )
+    whole, trajectory = by_identity(rule, problem, parameters, state, batches, objectives.loss_sum)
     weights = objectives.loss_weights(objectives.loss_sum, trajectory.losses)
 
     @tf.function
@@ -184,7 +184,9 @@ def test_random_coordinates_give_an_unbiased_meta_gradient():
             rule, problem.layout, trajectory, weights, backward_fraction=0.5, seed=seed
         )
 
-    draws = [np.concatenate([g.numpy().ravel() for g in part(tf.constant([0, i]))]) for i in range(200)]
+    draws = [
+        np.concatenate([g.numpy().ravel() for g in part(tf.constant([0, i]))]) for i in range(200)
+    ]
     whole = np.concatenate([g.numpy().ravel() for g in whole])
     error = np.std(draws, axis=0, ddof=1) / np.sqrt(len(draws))
     assert error.max() > 0

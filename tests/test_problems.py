@@ -213,5 +213,3 @@ def test_mnist_without_its_data_or_a_network_fails_at_once(tmp_path, monkeypatch
     monkeypatch.setattr("socket.create_connection", no_network)
     with pytest.raises(FileNotFoundError, match="(?s)No dataset 'mnist'.*tfds build mnist"):
         problems.get("mnist", data_dir=str(tmp_path))
-
-

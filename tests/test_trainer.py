@@ -21,9 +21,7 @@ def trainer(problem=None, num_steps=10, **kwargs):
 
 def fitted(trainer_, epochs=2, num_episodes=4, **kwargs):
     trainer_.compile(optimizer=keras.optimizers.Adam(0.01))
-    history = trainer_.fit(
-        trainer_.dataset(0, num_episodes), epochs=epochs, verbose=0, **kwargs
-    )
+    history = trainer_.fit(trainer_.dataset(0, num_episodes), epochs=epochs, verbose=0, **kwargs)
     return history.history
 
 

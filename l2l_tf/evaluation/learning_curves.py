@@ -34,7 +34,10 @@ class Arena:
         self._datasets = {}
 
     def losses(self, runner, purpose, num_seeds):
-        """Learning curves of a ``runner(rule)``, ``[num_seeds, num_steps]``; entry t is f(θ_t), before the update."""
+        """Learning curves of a ``runner(rule)``, ``[num_seeds, num_steps]``.
+
+        Entry t is f(θ_t), before the t-th update.
+        """
         return np.concatenate(
             [runner(e["parameters"], e["batches"]) for e in self._episodes(purpose, num_seeds)]
         )

@@ -54,7 +54,9 @@ class Result:
         header += [f"loss sum ({self.num_steps} steps)"]
         header += [f"loss at {step}" for step in steps] + ["ms a step"]
         rows = [header]
-        for name in sorted(self.optimizers, key=lambda n: np.nan_to_num(self.loss_sum(n), nan=np.inf)):
+        for name in sorted(
+            self.optimizers, key=lambda n: np.nan_to_num(self.loss_sum(n), nan=np.inf)
+        ):
             optimizer = self.optimizers[name]
             rate = optimizer["learning_rate"]
             cells = [name, "learned" if rate is None else f"{rate:.3g}"]
@@ -69,9 +71,7 @@ class Result:
             "Baselines tuned for the loss sum on other seeds."
         )
         for name in self.learned if self.tuned else []:
-            lines.append(
-                f"{name}: loss sum {self.ratio(name):.2f} of the best tuned baseline's."
-            )
+            lines.append(f"{name}: loss sum {self.ratio(name):.2f} of the best tuned baseline's.")
         return "\n".join(lines)
 
     def summary(self):

@@ -57,9 +57,7 @@ def meta_gradient(
             drawn = max(1, round(backward_fraction * total))
             coordinates = tf.random.experimental.stateless_shuffle(coordinates, seed)[:drawn]
             weights *= total / drawn
-        return _by_chunk(
-            rule, gradients, weights, states, coordinates, num_segments, chunk_size
-        )
+        return _by_chunk(rule, gradients, weights, states, coordinates, num_segments, chunk_size)
     return _by_segment(rule, layout, gradients, weights, states, num_segments)
 
 
@@ -96,9 +94,7 @@ def _by_chunk(rule, gradients, weights, states, coordinates, num_segments, chunk
         products = _backpropagate(
             rule.trainable_variables,
             rule.update,
-            tf.nest.map_structure(
-                lambda leaf: fold_state(tf.gather(leaf, here, axis=-1)), states
-            ),
+            tf.nest.map_structure(lambda leaf: fold_state(tf.gather(leaf, here, axis=-1)), states),
             fold(recorded[:-1]),
             fold(cotangents(recorded, of_coordinate)),
         )
@@ -146,7 +142,4 @@ def _backpropagate(variables, update, state, gradients, cotangents_):
             (0, state, tf.zeros([], gradients.dtype)),
             maximum_iterations=num_steps,
         )
-    return tape.gradient(
-        inner_product, [v.value for v in variables], unconnected_gradients="zero"
-    )
-
+    return tape.gradient(inner_product, [v.value for v in variables], unconnected_gradients="zero")

@@ -61,9 +61,7 @@ def meta_train(
             f"Received: num_episodes={num_episodes}, validate_every={validate_every}"
         )
     dataset = trainer.dataset(seed, validate_every)
-    card = open_directory(
-        save_dir, {"problem": trainer.problem.name, **(settings or {})}, command
-    )
+    card = open_directory(save_dir, {"problem": trainer.problem.name, **(settings or {})}, command)
     num_updates = num_episodes // trainer.meta_batch_size * trainer.num_windows
     schedule = keras.optimizers.schedules.CosineDecay(meta_learning_rate, num_updates)
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=1.0)

@@ -172,9 +172,7 @@ class MetaTrainer(keras.Model):
 
     def train_step(self, data):
         parameters, state = self._start_or_continue(data)
-        trajectory, gradients = self._trajectory_and_gradients(
-            parameters, state, data
-        )
+        trajectory, gradients = self._trajectory_and_gradients(parameters, state, data)
         if not self.optimizer.built:
             with tf.init_scope():
                 self.optimizer.build(self.rule.trainable_variables)

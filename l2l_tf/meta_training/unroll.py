@@ -107,9 +107,7 @@ def unroll(
         losses=records[0].stack(),
         gradients=records[1].stack() if record else None,
         segment_states=(
-            tf.nest.pack_sequence_as(state, [array.stack() for array in starts])
-            if record
-            else None
+            tf.nest.pack_sequence_as(state, [array.stack() for array in starts]) if record else None
         ),
     )
 
@@ -140,9 +138,7 @@ def losses_and_gradients(problem, parameters, batch):
     """Losses ``[M]`` and gradients ``[M, N]`` of M optimizees, at parameters ``[M, N]``."""
 
     def one(parameters, batch):
-        loss, gradients = problem.loss_and_gradients(
-            base.split(parameters, problem.layout), batch
-        )
+        loss, gradients = problem.loss_and_gradients(base.split(parameters, problem.layout), batch)
         return loss, base.flatten(gradients)
 
     if problem.vectorized:

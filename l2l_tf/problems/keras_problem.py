@@ -103,9 +103,7 @@ class KerasProblem(base.Problem):
             loss = self._loss(values, example)
         gradients = tape.gradient(loss, parameters)
         if None in gradients:
-            unreached = [
-                name for (name, _), g in zip(self.layout, gradients) if g is None
-            ]
+            unreached = [name for (name, _), g in zip(self.layout, gradients) if g is None]
             raise ValueError(
                 f"The loss of problem '{self.name}' does not depend on {unreached}. Expected: a "
                 "loss that reaches every trainable weight. Set `trainable = False` on the layers "
@@ -246,6 +244,7 @@ def _only_dtype(variables):
     dtypes = sorted({v.dtype for v in variables})
     if len(dtypes) > 1:
         raise ValueError(
-            "The trainable weights of a problem must be of one dtype. Received: " + ", ".join(dtypes)
+            "The trainable weights of a problem must be of one dtype. Received: "
+            + ", ".join(dtypes)
         )
     return dtypes[0] if dtypes else "float32"
