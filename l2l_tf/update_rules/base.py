@@ -83,9 +83,13 @@ class UpdateRule(keras.layers.Layer):
         Returns:
             ``(updates, state)``, of the same structure and shapes as the arguments.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} must implement update(gradients, state)."
-        )
+        raise NotImplementedError(f"{type(self).__name__} must implement update(gradients, state).")
+
+    def add_weight(self, *args, **kwargs):
+        weight = super().add_weight(*args, **kwargs)
+        # Keras leaves weights that a layer keeps in lists out of ``tf.train.Checkpoint``.
+        self._track_trackable(weight, weight.name, overwrite=True)
+        return weight
 
     def get_config(self):
         config = {"name": self.name, "dtype": self.dtype_policy.name}
