@@ -1,27 +1,46 @@
 """LearnedOptimizer: a Keras optimizer around an update rule."""
 
 import os
+import warnings
 
 import keras
 import tensorflow as tf
 
-from l2l_tf import saving
+from l2l_tf import chunked_update, saving
 from l2l_tf.update_rules import base
+
+STATE_DTYPES = ("float32", "bfloat16", "float64")
 
 
 @keras.saving.register_keras_serializable("l2l_tf")
 class LearnedOptimizer(keras.optimizers.Optimizer):
     """Trains a Keras model with an update rule, learned or hand-designed.
 
-    The rule sees each variable's gradient, in float32, and a state of its own per coordinate. What
-    it returns is multiplied by `learning_rate` and added to the variable.
+    The rule sees the gradients of all variables, in float32, and for each coordinate a state of its
+    own. What it returns is multiplied by `learning_rate` and added to the variables.
+
+    Everything that Keras' own optimizers do, this one does. Where they leave a choice:
+
+    * **Weight decay** is that of AdamW at its default learning rate: at each step a weight loses
+      ``0.001 * learning_rate * weight_decay`` of itself. The numbers known from AdamW carry over.
+    * **Gradients that are not finite** skip the whole step: weights, weight decay and the rule's
+      state stay, `iterations` goes on, and ``optimizer.skipped_steps`` counts it.
+    * **Sparse gradients** (of an Embedding): rows that a batch does not touch have a gradient of 0;
+      the rule sees it, and their state advances, as the moments of Keras' Adam do.
+
+    A rule is meta-trained to do well at a learning rate of 1.0, without clipping or decay.
 
     Args:
         rule: an ``UpdateRule``; or what ``l2l_tf.load`` takes: a shipped rule's name or a
             directory that ``l2l_tf.save`` or ``bin/meta_train`` wrote.
-        learning_rate: factor on the rule's updates: a float, a schedule, or a callable. At 1.0 the
-            rule does what it was meta-trained to do.
-        **kwargs: of ``keras.optimizers.Optimizer``: `name`, `weight_decay`, `clipnorm`, ….
+        learning_rate: factor on the rule's updates: a float, a schedule, or a callable.
+        weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum,
+            ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps, name: as of
+            ``keras.optimizers.Optimizer``; for `weight_decay` see above.
+        state_dtype: "float32", or "bfloat16" to keep the rule's state in half the memory.
+
+    Raises:
+        TypeError, ValueError: what `rule` or another argument is not.
 
     Reference: Andrychowicz et al. 2016, "Learning to learn by gradient descent by gradient
     descent".
@@ -37,7 +56,28 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
     True
     """
 
-    def __init__(self, rule, learning_rate=1.0, *, name="learned_optimizer", **kwargs):
+    # Keras multiplies decoupled weight decay by the learning rate, and the weight decays that
+    # people know (0.004, 0.01) go with AdamW's learning rate of 0.001. Here the learning rate is a
+    # factor on the rule, 1.0 by default: this makes up for it.
+    weight_decay_scale = 0.001
+
+    def __init__(
+        self,
+        rule,
+        learning_rate=1.0,
+        weight_decay=None,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        state_dtype="float32",
+        name="learned_optimizer",
+        **kwargs,
+    ):
         if isinstance(rule, (str, os.PathLike)):
             rule = saving.load(rule)
         if not isinstance(rule, base.UpdateRule):
@@ -50,55 +90,162 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
                 "LearnedOptimizer needs a rule with coupling 'coordinate'. "
                 f"Received: {type(rule).__name__} with coupling {rule.coupling!r}"
             )
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        if state_dtype not in STATE_DTYPES:
+            raise ValueError(
+                f"`state_dtype` must be one of {STATE_DTYPES}. "
+                f"Received: state_dtype={state_dtype!r}"
+            )
+        super().__init__(
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            name=name,
+            **kwargs,
+        )
         self.rule = rule
+        self.state_dtype = state_dtype
+        self._restored = []  # values of a pickled optimizer, for the variables that `build` makes
+
+    @property
+    def skipped_steps(self):
+        """Steps skipped because a gradient was not finite."""
+        return int(self._skipped_steps.numpy()) if self.built else 0
 
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
-        # For each variable the leaves of the rule's state for its coordinates. Made by initializers
-        # alone: under `fit` this runs while a graph is traced, where an assignment would be lost.
+        self._skipped_steps = self.add_variable(
+            shape=(), initializer="zeros", dtype="int64", name="skipped_steps"
+        )
+        # For each variable, the leaves of its rule state. Under `fit` this runs while a graph is
+        # traced, where an assignment would be lost: all values come from initializers.
         self._states = [self._add_state(variable) for variable in variables]
+        if self._restored:
+            raise ValueError(
+                "The pickled optimizer was built for other variables than these: "
+                f"{len(self._restored)} of its values are left over."
+            )
+
+    def add_variable(self, shape, initializer="zeros", **kwargs):
+        if getattr(self, "_restored", None):
+            value = self._restored.pop(0)
+            if value.shape != tuple(shape):
+                raise ValueError(
+                    "The pickled optimizer was built for other variables than these. "
+                    f"Expected a value of shape {tuple(shape)}. Received: {value.shape}"
+                )
+            initializer = keras.initializers.Constant(value)
+        return super().add_variable(shape, initializer, **kwargs)
 
     def _add_state(self, variable):
-        with tf.init_scope():
-            state = self.rule.initial_state(variable.shape.num_elements())
-            leaves = [leaf.numpy() for leaf in tf.nest.flatten(state)]
+        if self._overwrite_variable_with_gradient(variable):
+            return None  # The rule never sees it.
         path = getattr(variable, "path", variable.name).replace("/", "_").replace(":", "_")
         backend_variable = variable.value if isinstance(variable, keras.Variable) else variable
+        leaves = chunked_update.initial_state(self.rule, variable.shape.num_elements())
         with self._distribution_strategy.extended.colocate_vars_with(backend_variable):
             return [
                 self.add_variable(
-                    shape=leaf.shape,
-                    initializer=keras.initializers.Constant(leaf),
-                    dtype=leaf.dtype.name,
-                    name=f"{path}_state_{index}",
+                    shape, initializer, dtype=self.state_dtype, name=f"{path}_state_{index}"
                 )
-                for index, leaf in enumerate(leaves)
+                for index, (shape, initializer) in enumerate(leaves)
             ]
 
+    def _apply_weight_decay(self, variables):
+        """Nothing: weight decay is a part of the step, so that a skipped step skips it."""
+
+    def _distributed_tf_update_step(self, distribution, grads_and_vars, learning_rate):
+        # Keras' private hook, after the gradients of all replicas are summed: all variables at
+        # once, where `update_step`, which a Keras without this hook would call, sees one. The
+        # first variable stands for the replica that the step is for.
+        gradients, variables = zip(*grads_and_vars)
+        distribution.extended.update(
+            variables[0],
+            lambda _, *args: self._step(*args),
+            args=(*self._of_variables(variables), list(gradients), learning_rate),
+            group=False,
+        )
+
     def update_step(self, gradient, variable, learning_rate):
-        """One variable's step: the reference for what happens to each."""
-        states = self._states[self._get_variable_index(variable)]
-        state = tf.nest.pack_sequence_as(self.rule.initial_state(1), [s.value for s in states])
-        gradient = tf.reshape(tf.cast(tf.convert_to_tensor(gradient), self.rule.dtype), [-1])
-        updates, state = self.rule.update(tf.stop_gradient(gradient), state)
-        updates = tf.cast(learning_rate, updates.dtype) * updates
-        self.assign_add(variable, tf.cast(tf.reshape(updates, variable.shape), variable.dtype))
-        for old, new in zip(states, tf.nest.flatten(state)):
-            self.assign(old, new)
+        self._step(*self._of_variables([variable]), [gradient], learning_rate)
+
+    def _of_variables(self, variables):
+        """``(skipped_steps, variables, weight decay of each, states)``."""
+        decays = [
+            self.weight_decay_scale * (self.weight_decay or 0.0) * self._use_weight_decay(variable)
+            for variable in variables
+        ]
+        states = [
+            [leaf.value for leaf in self._states[self._get_variable_index(variable)]]
+            for variable in variables
+        ]
+        return self._skipped_steps.value, list(variables), decays, states
+
+    def _step(self, skipped_steps, variables, decays, states, gradients, learning_rate):
+        """One step of one replica, for some of the variables."""
+        gradients = [tf.convert_to_tensor(g) for g in gradients]  # IndexedSlices become dense
+        learning_rate = tf.convert_to_tensor(learning_rate)
+
+        def apply():
+            updates = chunked_update.update(self.rule, gradients, states, self.assign)
+            for variable, decay, update in zip(variables, decays, updates):
+                update = tf.cast(tf.cast(learning_rate, update.dtype) * update, variable.dtype)
+                if decay:
+                    update -= tf.cast(decay * learning_rate, variable.dtype) * variable
+                self.assign_add(variable, update)
+            return tf.constant(0, tf.int64)
+
+        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+        skipped_steps.assign_add(tf.cond(is_finite, apply, lambda: tf.constant(1, tf.int64)))
+
+    def load_own_variables(self, store):
+        shapes = [tuple(store[key].shape) for key in sorted(store.keys(), key=int)]
+        expected = [tuple(variable.shape) for variable in self.variables]
+        if shapes != expected:
+            warnings.warn(
+                f"The saved state does not fit optimizer '{self.name}', which keeps its own: "
+                f"expected {len(expected)} variables with the shapes of its rule's state, received "
+                f"{len(shapes)}"
+                + (" with other shapes" if len(shapes) == len(expected) else "")
+                + ". It was saved by another optimizer, or for another model; or this one is not "
+                "built yet, as by `optimizer.build(model.trainable_variables)`.",
+                stacklevel=2,
+            )
+            return
+        super().load_own_variables(store)
 
     def get_config(self):
         config = super().get_config()
         config["rule"] = keras.saving.serialize_keras_object(self.rule)
+        config["state_dtype"] = self.state_dtype
         return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        if isinstance(config["rule"], dict):
+        if isinstance(config.get("rule"), dict):
             config["rule"] = keras.saving.deserialize_keras_object(
                 config["rule"], custom_objects=custom_objects
             )
         return super().from_config(config, custom_objects=custom_objects)
+
+    def __reduce__(self):
+        # Pickle and deepcopy keep the state, for a model with the same variables.
+        values = [variable.numpy() for variable in self.variables]
+        return _unpickle, (type(self), self.get_config(), values)
+
+
+def _unpickle(cls, config, values):
+    optimizer = cls.from_config(config)
+    for variable in optimizer.variables:  # iterations, and the learning rate if it is a number
+        variable.assign(values.pop(0))
+    optimizer._restored = values
+    return optimizer

@@ -9,6 +9,11 @@ import tensorflow as tf
 
 from l2l_tf.problems import KerasProblem
 
+# Two devices, for tests of distribution.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
 
 @pytest.fixture(autouse=True)
 def _fresh_keras():
@@ -39,9 +44,7 @@ def conv_net():
         [
             keras.Input([6, 6, 1]),
             # A bias before the normalization would have a gradient of rounding noise alone.
-            layers.Conv2D(
-                4, 3, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.01)
-            ),
+            layers.Conv2D(4, 3, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.01)),
             layers.BatchNormalization(),
             layers.ReLU(),
             layers.Dropout(0.2),

@@ -1,3 +1,5 @@
+"""LearnedOptimizer as a Keras optimizer. Keras' own tests of one: test_keras_conformance.py."""
+
 import conftest
 import keras
 import numpy as np
@@ -5,12 +7,16 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
-from l2l_tf import update_rules
+from l2l_tf import chunked_update, update_rules
 
 
-def compiled(optimizer, **kwargs):
+def lstm(layers=(4,)):
+    return update_rules.CoordinatewiseLSTM(layers, zero_head=False, seed=1)
+
+
+def compiled(optimizer, build_model=conftest.mlp, **kwargs):
     keras.utils.set_random_seed(0)
-    model = conftest.mlp()
+    model = build_model()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, **kwargs)
     return model
@@ -20,8 +26,13 @@ def fit(model, epochs=2):
     return model.fit(conftest.image_data(), epochs=epochs, verbose=0, shuffle=False).history["loss"]
 
 
-def lstm():
-    return update_rules.CoordinatewiseLSTM((4,), zero_head=False, seed=1)
+def weights(model):
+    return np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
+
+
+def gradients_like(variables, seed):
+    rng = np.random.default_rng(seed)
+    return [tf.constant(rng.normal(size=v.shape), v.dtype) for v in variables]
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"jit_compile": True}, {"run_eagerly": True}])
@@ -37,6 +48,28 @@ def test_fit_with_a_rule_equals_fit_with_the_keras_optimizer(kwargs):
     np.testing.assert_allclose(ours, keras_, rtol=1e-5)
 
 
+class OneByOne(l2l_tf.LearnedOptimizer):
+    """As a Keras without the private hook would run it."""
+
+    _distributed_tf_update_step = keras.optimizers.Optimizer._distributed_tf_update_step
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_all_variables_at_once_equal_one_by_one_and_chunk_by_chunk(monkeypatch, jit_compile):
+    together = compiled(l2l_tf.LearnedOptimizer(lstm()))
+    fit(together)
+    one_by_one = compiled(OneByOne(lstm()), jit_compile=jit_compile)
+    fit(one_by_one)
+    np.testing.assert_allclose(weights(together), weights(one_by_one), atol=1e-5)
+
+    monkeypatch.setattr(chunked_update, "CHUNK_SIZE", 50)  # of a kernel of 180
+    chunked = compiled(l2l_tf.LearnedOptimizer(lstm()), jit_compile=jit_compile)
+    fit(chunked)
+    kernel_state = chunked.optimizer._states[0][0]
+    assert kernel_state.shape == (4, 4, 45)
+    np.testing.assert_allclose(weights(together), weights(chunked), atol=1e-5)
+
+
 def test_learning_rate_multiplies_the_update():
     variable = tf.Variable([1.0, 2.0])
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.5])
@@ -44,6 +77,23 @@ def test_learning_rate_multiplies_the_update():
     for expected in ([0.0, 1.0], [-0.5, 0.5]):
         optimizer.apply_gradients([(tf.ones([2]), variable)])
         np.testing.assert_allclose(variable, expected)
+
+
+def test_weight_decay_is_that_of_adamw():
+    models = [
+        compiled(optimizer)
+        for optimizer in (
+            l2l_tf.LearnedOptimizer(update_rules.Adam(0.001), weight_decay=20.0),
+            keras.optimizers.AdamW(0.001, weight_decay=20.0),
+            l2l_tf.LearnedOptimizer(update_rules.Adam(0.001)),
+        )
+    ]
+    for model in models[:2]:
+        model.optimizer.exclude_from_weight_decay(var_names=["bias"])
+    for model in models:
+        fit(model)
+    np.testing.assert_allclose(weights(models[0]), weights(models[1]), atol=1e-6)
+    assert np.abs(weights(models[0]) - weights(models[2])).max() > 1e-3
 
 
 def test_the_same_rule_in_fit_and_in_an_unroll():
@@ -58,31 +108,189 @@ def test_the_same_rule_in_fit_and_in_an_unroll():
 
     model = compiled(l2l_tf.LearnedOptimizer(rule))
     sizes = [v.shape.num_elements() for v in model.trainable_variables]
-    for variable, value in zip(
-        model.trainable_variables, tf.split(window["parameters"], sizes)
-    ):
+    for variable, value in zip(model.trainable_variables, tf.split(window["parameters"], sizes)):
         variable.assign(tf.reshape(value, variable.shape))
     x, y = window["batches"][0]
     losses = [model.train_on_batch(x[t], y[t]) for t in range(6)]
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
-def test_keras_file_resumes_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("jit_compile", [None, False, True])
+def test_a_gradient_that_is_not_finite_skips_the_whole_step(bad, jit_compile):
+    def run(with_bad_step):
+        variables = [tf.Variable([1.0, 2.0]), tf.Variable([[3.0]])]
+        optimizer = l2l_tf.LearnedOptimizer(lstm(), weight_decay=1.0)
+        optimizer.build(variables)
+
+        def apply(a, b):
+            optimizer.apply([a, b], variables)
+
+        if jit_compile is not None:
+            apply = tf.function(apply, jit_compile=jit_compile)
+        apply(*gradients_like(variables, 0))
+        before = [v.numpy() for v in variables]
+        if with_bad_step:
+            apply(tf.constant([0.5, bad]), tf.ones([1, 1]))
+            for variable, value in zip(variables, before):
+                np.testing.assert_array_equal(variable, value)
+        apply(*gradients_like(variables, 1))
+        return optimizer, np.concatenate([v.numpy().ravel() for v in variables]), before
+
+    skipping, ends, before = run(True)
+    clean, expected, _ = run(False)
+    np.testing.assert_array_equal(ends, expected)
+    assert np.abs(ends[:2] - before[0]).min() > 0
+    assert (skipping.skipped_steps, clean.skipped_steps) == (1, 0)
+    assert (int(skipping.iterations), int(clean.iterations)) == (3, 2)
+
+
+def test_frozen_and_later_unfrozen_layers():
     model = compiled(l2l_tf.LearnedOptimizer(lstm()))
-    fit(model)
-    path = str(tmp_path / "model.keras")
-    model.save(path)
-    copy = keras.models.load_model(path)
-    np.testing.assert_array_equal(copy.optimizer.rule.weights[0], model.optimizer.rule.weights[0])
-    assert fit(copy) == fit(model)
+    fit(model, epochs=1)
+    start = weights(model)
+    model.layers[-1].trainable = False
+    # As with Keras' optimizers, the built optimizer goes on in a model compiled anew.
+    model.compile(model.optimizer, loss=model.loss)
+    fit(model, epochs=1)
+    frozen = np.concatenate([v.numpy().ravel() for v in model.layers[-1].weights])
+    np.testing.assert_array_equal(frozen, start[-frozen.size :])
+    model.layers[-1].trainable = True
+    model.compile(model.optimizer, loss=model.loss)
+    fit(model, epochs=1)
+    assert np.abs(weights(model) - start).min() > 0
 
 
-def test_by_path_and_saved_again(tmp_path):
+def test_variables_of_several_dtypes():
+    values = np.array([1.0, -2.0, 0.5])
+    variables = [
+        tf.Variable(values, dtype=d) for d in ("float16", "bfloat16", "float32", "float64")
+    ]
+    optimizer = l2l_tf.LearnedOptimizer(lstm())
+    optimizer.apply_gradients([(tf.ones_like(v), v) for v in variables])
+    for variable in variables:
+        np.testing.assert_allclose(
+            variable.numpy().astype("float32"), variables[2].numpy(), rtol=1e-2
+        )
+    assert np.abs(variables[2] - values).min() > 1e-4
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+def test_dtype_policies(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = compiled(l2l_tf.LearnedOptimizer(lstm()))
+        losses = fit(model)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    optimizer = model.optimizer
+    is_scaled = policy == "mixed_float16"
+    assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer) == is_scaled
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    assert optimizer.rule.weights[0].dtype == optimizer._states[0][0].dtype == "float32"
+    np.testing.assert_allclose(losses, fit(compiled(l2l_tf.LearnedOptimizer(lstm()))), rtol=0.05)
+
+
+def test_rows_of_an_embedding_that_are_not_used_see_a_gradient_of_zero():
+    table = keras.Variable(np.ones([4, 2]))
+    rule = update_rules.Momentum(0.1)
+    sparse, dense = (l2l_tf.LearnedOptimizer(rule) for _ in range(2))
+    copy = keras.Variable(np.ones([4, 2]))
+    for rows in ([0, 2], [1, 1], [3, 0]):
+        slices = tf.IndexedSlices(tf.ones([2, 2]), tf.constant(rows), tf.constant([4, 2]))
+        sparse.apply_gradients([(slices, table)])
+        dense.apply_gradients([(tf.convert_to_tensor(slices), copy)])
+    np.testing.assert_array_equal(table, copy)
+
+    model = keras.Sequential(
+        [keras.Input([3]), keras.layers.Embedding(5, 2), keras.layers.Flatten()]
+    )
+    model.compile(l2l_tf.LearnedOptimizer(lstm()), "mse")
+    before = model.trainable_variables[0].numpy()
+    model.fit(np.array([[0, 1, 2]]), np.ones([1, 6]), verbose=0)
+    assert np.abs(model.trainable_variables[0] - before).min() > 0
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_custom_loop_with_an_optimizer_that_is_not_built(jit_compile):
+    x, y = next(iter(conftest.image_data()))
+    losses = {}
+    for how in ("fit", "loop"):
+        model = compiled(l2l_tf.LearnedOptimizer(lstm()))
+        if how == "fit":
+            losses[how] = [model.train_on_batch(x, y) for _ in range(3)]
+            continue
+        if jit_compile:
+            model.optimizer.build(model.trainable_variables)
+
+        @tf.function(jit_compile=jit_compile)
+        def step(model=model):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(model.loss(y, model(x, training=True)))
+            variables = model.trainable_variables
+            model.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+            return loss
+
+        losses[how] = [float(step()) for _ in range(3)]
+    np.testing.assert_allclose(losses["loop"], losses["fit"], rtol=1e-4)
+
+
+def test_two_replicas_stay_equal_and_equal_to_one_device():
+    def run(strategy):
+        with strategy.scope():
+            model = compiled(l2l_tf.LearnedOptimizer(lstm(), weight_decay=1.0))
+        model.fit(conftest.image_data(num_examples=160), epochs=1, verbose=0, shuffle=False)
+        return model
+
+    mirrored = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    one = run(tf.distribute.get_strategy())
+    for model in (mirrored, one):
+        assert model.optimizer.iterations.numpy() == 20
+        assert model.optimizer.skipped_steps == 0
+    for variable in [*mirrored.trainable_variables, *mirrored.optimizer.variables]:
+        replicas = getattr(variable.value, "values", [variable.value])
+        for replica in replicas[1:]:
+            np.testing.assert_array_equal(replica, replicas[0])
+    np.testing.assert_allclose(weights(mirrored), weights(one), atol=1e-5)
+
+
+def test_bfloat16_state_takes_half_the_memory_and_trains_alike():
+    models = [
+        compiled(l2l_tf.LearnedOptimizer(lstm(), state_dtype=d)) for d in ("float32", "bfloat16")
+    ]
+    losses = [fit(model) for model in models]
+    sizes = [
+        sum(tf.as_dtype(v.dtype).size * np.prod(v.shape) for s in m.optimizer._states for v in s)
+        for m in models
+    ]
+    assert sizes[1] == sizes[0] / 2
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+
+
+def test_a_rule_for_each_group_of_variables():
+    def select(variable):
+        return by_bias if "bias" in variable.path else by_kernel
+
+    by_bias = l2l_tf.LearnedOptimizer(update_rules.SGD(0.5), name="by_bias")
+    by_kernel = l2l_tf.LearnedOptimizer(lstm(), name="by_kernel")
+    model = compiled(keras.optimizers.MultiOptimizer(select))
+    losses = fit(model)
+    assert losses[1] < losses[0]
+    assert len(by_bias._states) == len(by_kernel._states) == 2
+
+
+def test_by_registered_name(tmp_path):
     l2l_tf.save(lstm(), tmp_path / "rule")
-    optimizer = l2l_tf.LearnedOptimizer(tmp_path / "rule")
-    l2l_tf.save(optimizer, tmp_path / "again")
-    again = l2l_tf.LearnedOptimizer(str(tmp_path / "again"))
-    assert fit(compiled(optimizer)) == fit(compiled(again))
+    config = {"rule": str(tmp_path / "rule"), "learning_rate": 0.5}
+    optimizer = keras.optimizers.get(
+        {
+            "class_name": "LearnedOptimizer",
+            "registered_name": "l2l_tf>LearnedOptimizer",
+            "config": config,
+        }
+    )
+    assert isinstance(optimizer, l2l_tf.LearnedOptimizer)
+    assert float(optimizer.learning_rate) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -91,8 +299,21 @@ def test_by_path_and_saved_again(tmp_path):
         (lambda: l2l_tf.LearnedOptimizer(3), TypeError, "`rule` must be an UpdateRule"),
         (lambda: l2l_tf.LearnedOptimizer("no-such"), ValueError, "Unknown rule 'no-such'"),
         (lambda: l2l_tf.LearnedOptimizer(lstm(), "fast"), ValueError, "learning_rate"),
+        (
+            lambda: l2l_tf.LearnedOptimizer(lstm(), state_dtype="int8"),
+            ValueError,
+            "`state_dtype` must be one of .*'int8'",
+        ),
+        (lambda: l2l_tf.LearnedOptimizer(lstm(), momentum=0.9), ValueError, "momentum"),
     ],
 )
 def test_bad_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_second_model_on_a_built_optimizer():
+    optimizer = l2l_tf.LearnedOptimizer(lstm())
+    fit(compiled(optimizer), epochs=1)
+    with pytest.raises(ValueError, match="recreate a new optimizer"):
+        fit(compiled(optimizer), epochs=1)
