@@ -12,10 +12,11 @@ ROOT = pathlib.Path(l2l_tf.__file__).parent
 # Imports point one way: a part may import the parts that stand before it in its row.
 ALLOWED = {
     "version": set(),
+    "atomic_files": set(),
     "preprocessing": set(),
     "update_rules": {"preprocessing"},
     "problems": set(),
-    "saving": {"update_rules"},
+    "saving": {"atomic_files", "update_rules"},
     "optimizer": {"saving", "update_rules"},
     "meta_training": {"problems", "saving", "update_rules", "version"},
     "evaluation": {"meta_training", "problems", "saving", "update_rules"},

@@ -1,7 +1,14 @@
+import contextlib
 import json
 import os
+import pathlib
+import platform
+import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -9,9 +16,10 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
-from l2l_tf import update_rules
+from l2l_tf import saving, update_rules
 from l2l_tf.update_rules.base import UpdateRule
 
+DATA = pathlib.Path(__file__).parent / "data"
 GRADIENTS = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
 
 
@@ -87,29 +95,111 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def _edit(path, **changes):
-    content = json.loads((path / "rule.json").read_text())
-    (path / "rule.json").write_text(json.dumps({**content, **changes}))
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="NaN or infinity in learning_rate"):
+        l2l_tf.save(update_rules.SGD(float("inf")), tmp_path / "rule")
+    assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (lambda p: (p / "rule.json").unlink(), "is not a saved rule"),
-        (lambda p: (p / "rule.json").write_text('{"format_v'), "damaged one"),
-        (lambda p: _edit(p, format_version=99), "format version 99"),
-        (
-            lambda p: _edit(p, rule={"class": "os>system", "config": {}}),
-            "not a registered UpdateRule",
-        ),
-    ],
-)
-def test_damaged_directories(damage, message, tmp_path):
-    path = tmp_path / "rule"
+def edit(**changes):
+    """Damage to rule.json: entries of the config changed; format_version and rule in the file."""
+
+    def damage(path):
+        content = json.loads((path / "rule.json").read_text())
+        of_file = {key: changes.pop(key) for key in ("format_version", "rule") if key in changes}
+        content["rule"]["config"].update(changes)
+        (path / "rule.json").write_text(json.dumps({**content, **of_file}))
+
+    return damage
+
+
+def write(name, text):
+    return lambda path: (path / name).write_text(text)
+
+
+def edit_weight(value):
+    def damage(path):
+        content = json.loads((path / "rule.json").read_text())
+        content["rule"]["config"]["weights"][-1] = value
+        (path / "rule.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def card(text):
+    def damage(path):
+        (path / "rule.json").unlink()
+        (path / "card.json").write_text(text)
+
+    return damage
+
+
+DAMAGE = {
+    "no rule.json": (lambda p: (p / "rule.json").unlink(), "not a saved rule: it has no rule.json"),
+    "empty": (write("rule.json", ""), "cut or no JSON"),
+    "cut": (write("rule.json", '{"format_v'), "cut or no JSON"),
+    "binary": (lambda p: (p / "rule.json").write_bytes(b"\xff\x00"), "cut or no JSON"),
+    "nested": (write("rule.json", "[" * 10**5), "cut or no JSON"),
+    "list": (write("rule.json", "[1]"), "holds a list, not an object"),
+    "no version": (write("rule.json", "{}"), "its format_version is None"),
+    "newer": (edit(format_version=99), "format version 99; this l2l_tf reads 1. Update l2l_tf"),
+    "no rule": (write("rule.json", '{"format_version": 1}'), "lacks 'rule' with 'class'"),
+    "rule a list": (edit(rule=["x"]), "lacks 'rule' with 'class'"),
+    "unknown class": (
+        edit(rule={"class": "os>system", "config": {}}),
+        "'os>system', which is not a registered UpdateRule",
+    ),
+    "Lambda": (edit(rule={"class": "Lambda", "config": {}}), "not a registered UpdateRule"),
+    "unknown key": (edit(lairs=[4]), "unexpected keyword argument 'lairs'"),
+    "bad value": (edit(output_scale="big"), "no RNNprop can be made of it"),
+    "other layers": (edit(layers=[4, 4]), "Expected shapes"),
+    "no weights": (edit(weights=None), "its config lacks 'weights'"),
+    "weights a number": (edit(weights=1.0), "no RNNprop can be made of it"),
+    "ragged": (edit_weight([[1.0, 2.0], [3.0]]), "no RNNprop can be made of it"),
+    "wrong shape": (edit_weight([[0.0, 0.0]]), "Expected shapes"),
+    "NaN": (edit_weight([[float("nan")]]), "NaN or infinity in head_bias"),
+    "infinite": (edit_weight([[1e300]]), "NaN or infinity in head_bias"),
+    "long text": (edit_weight([["a"] * 10**4]), "no RNNprop can be made of it"),
+    "text": (edit_weight([["a"]]), "no RNNprop can be made of it"),
+    "card cut": (card('{"format_v'), "card.json in .* is damaged: it is cut"),
+    "card a list": (card("[]"), "holds a list"),
+    "card newer": (card('{"format_version": 2}'), "format version 2; this l2l_tf reads 1"),
+    "best missing": (card('{"format_version": 1, "best": "rule-8"}'), "no directory beside it"),
+    "best outside": (card('{"format_version": 1, "best": "../rule"}'), "no directory beside it"),
+    "best no text": (card('{"format_version": 1, "best": [1]}'), "no directory beside it"),
+    "best no rule": (card('{"format_version": 1, "best": "variables"}'), "it has no rule.json"),
+    "no best": (card('{"format_version": 1, "best": null}'), "has no rule yet"),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "rule"
     l2l_tf.save(rule(), path)
+    return path
+
+
+@pytest.mark.parametrize("damage, message", DAMAGE.values(), ids=DAMAGE)
+def test_damage_gets_one_clear_error(damage, message, saved, tmp_path):
+    path = shutil.copytree(saved, tmp_path / "rule")
     damage(path)
-    with pytest.raises(ValueError, match=message):
-        l2l_tf.load(path)
+    for read in (l2l_tf.load, l2l_tf.LearnedOptimizer):
+        with pytest.raises(ValueError, match=message) as caught:
+            read(path)
+        assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("damaged", ["saved_model.pb", "variables"])
+def test_a_rule_outlives_its_saved_model(damaged, saved, tmp_path):
+    path = shutil.copytree(saved, tmp_path / "rule")
+    if damaged == "variables":
+        shutil.rmtree(path / damaged)
+    else:
+        (path / damaged).write_bytes((path / damaged).read_bytes()[:100])
+    loaded = l2l_tf.load(path)
+    np.testing.assert_array_equal(run(loaded), run(rule()))
+    l2l_tf.save(loaded, path, overwrite=True)
+    tf.saved_model.load(str(path))
 
 
 def test_unknown_names_and_paths(tmp_path):
@@ -117,3 +207,149 @@ def test_unknown_names_and_paths(tmp_path):
         l2l_tf.load("mnits")
     with pytest.raises(FileNotFoundError, match="No directory"):
         l2l_tf.load(tmp_path / "nothing")
+    with pytest.raises(OSError, match="Cannot read 'nosuch://rule'.*not implemented"):
+        l2l_tf.load("nosuch://rule")
+
+
+def test_loads_through_gfile(saved):
+    tf.io.gfile.makedirs("ram://rules/mine")
+    tf.io.gfile.copy(str(saved / "rule.json"), "ram://rules/mine/rule.json")
+    np.testing.assert_array_equal(run(l2l_tf.load("ram://rules/mine")), run(rule()))
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (f"{tmp_path}/file/rule", "nosuch://rule"):
+        with pytest.raises(OSError, match=f"Cannot write '{path}'.*Check the path"):
+            l2l_tf.save(rule(), path)
+    with pytest.raises(OSError, match="Cannot write"):
+        saving.write_json({}, f"{tmp_path}/file/card.json")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "name, golden",
+    [
+        ("rnnprop-v1", [0.023269616, -0.0045307395, -0.0026056173]),
+        ("lstm-v1", [0.0089211678, -0.015372909, 0.020855732]),
+    ],
+)
+def test_what_was_saved_in_format_1_loads(name, golden):
+    """Of the LSTM only rule.json is kept: it is all that `load` reads."""
+    rules = [l2l_tf.load(DATA / name)]
+    if (DATA / name / "saved_model.pb").exists():
+        rules.append(tf.saved_model.load(str(DATA / name)))
+    for rule_ in rules:
+        state = rule_.initial_state(3)
+        for gradient in ([1.0, -0.5, 0.002], [0.25, -2.0, 0.0], [-0.5, -0.1, 30.0]):
+            updates, state = rule_.update(tf.constant(gradient), state)
+        np.testing.assert_allclose(updates, golden, rtol=1e-5)
+
+
+# Saves two rules by turns until it is killed: by itself at a `point` of the third save, or from
+# outside; then it lingers at each step, or hardly any kill would come between two renames.
+SAVER = """
+import itertools, os, random, shutil, signal, sys, time
+import tensorflow as tf
+import l2l_tf
+
+path, point = sys.argv[1:]
+saves, renames = 0, 0
+
+def reach(here):
+    if point == "anywhere":
+        time.sleep(random.choice([0, 0.05 * random.random()]))
+    elif here == point and saves == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def then(call, name):
+    def called(*args, **kwargs):
+        global renames
+        if name == "removing":  # killed with some of the files gone
+            for file in ("rule.json", "saved_model.pb"):
+                if os.path.exists(os.path.join(args[0], file)):
+                    os.remove(os.path.join(args[0], file))
+                reach(name)
+        call(*args, **kwargs)
+        renames += name == "renamed"
+        reach(f"{name} {renames}" if name == "renamed" else name)
+    return called
+
+tf.saved_model.save = then(tf.saved_model.save, "written")
+tf.io.gfile.rename = then(tf.io.gfile.rename, "renamed")
+tf.io.gfile.rmtree = then(tf.io.gfile.rmtree, "removing")
+rules = [l2l_tf.update_rules.CoordinatewiseLSTM((2,), zero_head=False, seed=s) for s in (1, 2)]
+for rule in itertools.cycle(rules):
+    saves, renames = saves + 1, 0
+    l2l_tf.save(rule, path, overwrite=True)
+    print("saved", flush=True)
+"""
+
+
+def start_saver(path, point):
+    return subprocess.Popen(
+        [sys.executable, "-c", SAVER, str(path), point], stdout=subprocess.PIPE, text=True
+    )
+
+
+def check_whole(path):
+    """`path` is one of the two rules, also for TensorFlow alone; or ready to be put back."""
+    is_there = path.exists()
+    with contextlib.nullcontext() if is_there else pytest.warns(UserWarning, match="was killed"):
+        loaded = l2l_tf.load(path)
+    expected = [run(update_rules.CoordinatewiseLSTM((2,), zero_head=False, seed=s)) for s in (1, 2)]
+    assert any(np.array_equal(run(loaded), updates) for updates in expected)
+    place = path if is_there else path.with_name(path.name + ".l2l_tf-replaced")
+    np.testing.assert_allclose(run(tf.saved_model.load(str(place))), run(loaded), rtol=1e-5)
+    return is_there
+
+
+def check_the_next_save_clears_up(path):
+    with pytest.raises(FileExistsError):
+        l2l_tf.save(rule(), path)
+    l2l_tf.save(rule(), path, overwrite=True)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_killed_at_each_step_of_a_save(tmp_path):
+    points = {"written": True, "renamed 1": False, "removing": True}
+    savers = []
+    for point in points:
+        (tmp_path / point).mkdir()
+        savers.append(start_saver(tmp_path / point / "rule", point))
+    for saver, (point, is_there) in zip(savers, points.items()):
+        output, _ = saver.communicate(timeout=120)
+        assert saver.returncode == -signal.SIGKILL and output == "saved\n" * 2
+        path = tmp_path / point / "rule"
+        assert len(os.listdir(path.parent)) == 2
+        assert check_whole(path) == is_there
+        check_the_next_save_clears_up(path)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    path, found = tmp_path / "rule", []
+    for _ in range(24):
+        saver = start_saver(path, "anywhere")
+        assert saver.stdout.readline() == "saved\n"
+        time.sleep(0.5 * random.random())
+        saver.kill()
+        saver.communicate()
+        found.append(check_whole(path))
+    print(f"{len(found)} kills: {sum(found)} times there, else to be put back")
+    check_the_next_save_clears_up(path)
+
+
+def test_what_others_write_beside_it_stays(tmp_path):
+    node = platform.node()
+    mine = [  # of a running process, another machine, and by hand
+        f"rule.l2l_tf-writing-{node}-{os.getpid()}-0",
+        "rule.l2l_tf-writing-elsewhere-1-0",
+        f"rule.l2l_tf-writing-{node}-notes",
+        "rule.replaced",
+    ]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    for overwrite in (False, True):
+        l2l_tf.save(rule(), tmp_path / "rule", overwrite=overwrite)
+    assert sorted(os.listdir(tmp_path)) == sorted([*mine, "rule"])

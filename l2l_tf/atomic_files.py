@@ -1,0 +1,113 @@
+"""Files and directories that are there whole or not at all, whenever the process is killed.
+
+What is written goes to a new name beside its path and is then renamed, through ``tf.io.gfile``.
+Where directories are renamed file by file (object stores), one may be left in part; each file is
+still whole, at its place or in the old directory, where ``read_text`` finds it.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import uuid
+import warnings
+
+import tensorflow as tf
+
+# `path` + this is the old directory, while a new one takes its place. No file system that gfile
+# knows exchanges two directories at once: in between, the old one is at this name alone.
+REPLACED = ".l2l_tf-replaced"
+
+
+@contextlib.contextmanager
+def file_errors(action, path):
+    """TensorFlow's errors about files, which are no OSErrors, as OSErrors."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        reason = error.message or type(error).__name__
+        raise OSError(
+            f"Cannot {action} {path!r}: {reason}. Check the path and its permissions."
+        ) from error
+
+
+def write_json(content, path):
+    """Writes a JSON file atomically."""
+    with file_errors("write", path):
+        beside = _beside(path)
+        with tf.io.gfile.GFile(beside, "w") as file:
+            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        tf.io.gfile.rename(beside, path, overwrite=True)
+
+
+@contextlib.contextmanager
+def new_directory(path):
+    """Yields a directory to fill, which then becomes `path` and replaces what was there."""
+    beside, old = _beside(path), path + REPLACED
+    try:
+        tf.io.gfile.makedirs(beside)
+        yield beside
+        if tf.io.gfile.exists(path):
+            _remove(old)  # left by a killed process; what is at `path` is newer
+            tf.io.gfile.rename(path, old)
+        tf.io.gfile.rename(beside, path)
+        _remove(old)
+    finally:
+        with contextlib.suppress(tf.errors.OpError):  # it would hide the error that led here
+            _remove(beside)
+
+
+def put_back(path, proof):
+    """Undoes a replacement that was killed half way, if the old directory has the file `proof`."""
+    old = path + REPLACED
+    if not tf.io.gfile.exists(path) and tf.io.gfile.exists(os.path.join(old, proof)):
+        tf.io.gfile.rename(old, path)
+
+
+def read_text(directory, name):
+    """A file of a directory, as it was before a replacement that was killed; None if none."""
+    for place in (directory, directory + REPLACED, directory):  # again: it may have ended meanwhile
+        try:
+            with tf.io.gfile.GFile(os.path.join(place, name)) as file:
+                text = file.read()
+        except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):  # or not a file
+            continue
+        if place != directory:
+            warnings.warn(
+                f"{directory!r} is missing: a save was killed or is running. Read what it was to "
+                f"replace, {place!r}.",
+                stacklevel=4,
+            )
+        return text
+
+
+def exists(path):
+    """Whether there is anything at `path`, or there was before a replacement that was killed."""
+    return tf.io.gfile.exists(path) or tf.io.gfile.exists(path + REPLACED)
+
+
+def _remove(path):
+    if tf.io.gfile.exists(path):
+        (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
+
+
+def _beside(path):
+    """A new name beside `path`. Removes what killed processes of this machine left at such."""
+    directory, prefix = os.path.split(f"{path}.l2l_tf-writing-{platform.node()}-")
+    is_posix_directory = os.name == "posix" and tf.io.gfile.isdir(directory or ".")
+    for name in tf.io.gfile.listdir(directory or ".") if is_posix_directory else []:
+        pid = name.removeprefix(prefix).partition("-")[0]
+        if name.startswith(prefix) and pid.isdigit() and not _runs(int(pid)):
+            with contextlib.suppress(tf.errors.OpError):  # not ours to remove, or just gone
+                _remove(os.path.join(directory, name.rstrip("/")))
+    return os.path.join(directory, f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's; or no pid, so not a name of ours
+        return True
+    return True
