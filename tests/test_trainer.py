@@ -187,6 +187,22 @@ def test_run_refuses_what_is_not_its_own(tmp_path):
         run(tmp_path / "b", num_episodes=5)
     assert not (tmp_path / "b").exists()
 
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Cannot write .*file/c"):
+        run(tmp_path / "file" / "c")
+    for text, message in (('{"form', "it is cut"), ('{"format_version": 1}', "not the card of a")):
+        (tmp_path / "a" / "card.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "a", num_episodes=4)
+
+
+def test_a_best_rule_whose_replacement_was_killed_is_put_back(tmp_path):
+    _, card = run(tmp_path, num_episodes=4)
+    best = tmp_path / card["best"]
+    best.rename(f"{best}.l2l_tf-replaced")
+    run(tmp_path, num_episodes=4)
+    assert best.is_dir()
+
 
 def test_a_damaged_checkpoint_is_named_and_the_best_rule_survives(tmp_path):
     run(tmp_path, num_episodes=4)
@@ -198,6 +214,6 @@ def test_a_damaged_checkpoint_is_named_and_the_best_rule_survives(tmp_path):
 
 
 def test_a_run_stopped_before_its_first_validation_has_no_rule_to_load(tmp_path):
-    saving.write_json({"best": None}, str(tmp_path / "card.json"))
+    saving.write_json({"format_version": 1, "best": None}, str(tmp_path / "card.json"))
     with pytest.raises(ValueError, match="has no rule yet"):
         l2l_tf.load(tmp_path)

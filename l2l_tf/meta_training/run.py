@@ -51,8 +51,9 @@ def meta_train(
 
     Raises:
         FileExistsError: `save_dir` holds something else.
-        ValueError: `save_dir` is of a meta-training with other settings, or the numbers of
-            episodes do not divide.
+        OSError: `save_dir` cannot be written.
+        ValueError: `save_dir` is of a meta-training with other settings, or its card is damaged,
+            or the numbers of episodes do not divide.
         FloatingPointError: a loss is not finite.
     """
     if num_episodes < 1 or validate_every < 1 or num_episodes % validate_every:
@@ -61,7 +62,10 @@ def meta_train(
             f"Received: num_episodes={num_episodes}, validate_every={validate_every}"
         )
     dataset = trainer.dataset(seed, validate_every)
-    card = open_directory(save_dir, {"problem": trainer.problem.name, **(settings or {})}, command)
+    with saving.file_errors("write", save_dir):
+        card = open_directory(
+            save_dir, {"problem": trainer.problem.name, **(settings or {})}, command
+        )
     num_updates = num_episodes // trainer.meta_batch_size * trainer.num_windows
     schedule = keras.optimizers.schedules.CosineDecay(meta_learning_rate, num_updates)
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=1.0)
@@ -127,7 +131,21 @@ def open_directory(save_dir, settings, command=None):
         tf.io.gfile.makedirs(save_dir)
         saving.write_json(card, os.path.join(save_dir, saving.CARD_FILE))
         return card
-    old = card.get("settings", {})
+    match card:
+        case {
+            "best": str() | None,
+            "best_validation_loss": int() | float() | None,
+            "settings": dict(old),
+            "validation": list(),
+            "seconds": int() | float(),
+        }:
+            pass
+        case _:
+            raise saving.damaged(
+                os.path.join(save_dir, saving.CARD_FILE), "it is not the card of a meta-training"
+            )
+    if card["best"]:  # Now, before what lies beside the best rule is cleared away.
+        saving.put_back(os.path.join(save_dir, card["best"]), saving.RULE_FILE)
     changed = [key for key in {**old, **settings} if old.get(key) != settings.get(key)]
     if changed:
         raise ValueError(
