@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import l2l_tf
+from l2l_tf import update_rules
 
 BIN = pathlib.Path(__file__).parent.parent / "bin"
 SMALL = ["--layers=4", "--num_steps=10", "--unroll_length=5", "--problem=quadratic"]
@@ -61,6 +62,32 @@ def test_meta_train_and_evaluate(tmp_path):
     np.testing.assert_allclose(after["loss"], before["loss"], rtol=1e-5)
 
 
+def test_init_from_goes_on_from_a_rule(tmp_path):
+    start = update_rules.RNNprop((3, 2), zero_head=False, seed=1)
+    l2l_tf.save(start, tmp_path / "start")
+    flags = ["--problem=quadratic", "--num_steps=10", "--unroll_length=5", "--num_episodes=4"]
+    flags += ["--validate_every=4", "--noevaluate", f"--save_dir={tmp_path / 'run'}"]
+    flags += ["--meta_learning_rate=1e-9", f"--init_from={tmp_path / 'start'}/"]
+    done = call("meta_train", *flags)
+    assert done.returncode == 0, done.stderr
+    trained = l2l_tf.load(tmp_path / "run")
+    assert type(trained) is update_rules.RNNprop
+    for before, after in zip(start.weights, trained.weights):
+        np.testing.assert_allclose(before, after, atol=1e-6)
+
+    text = (tmp_path / "run" / "card.json").read_text()
+    settings = json.loads(text)["settings"]
+    assert settings["init_from"] == f"start@{l2l_tf.saving.fingerprint(start)}"
+    assert (settings["rule"], settings["layers"]) == ("rnnprop", ["3", "2"])
+    assert "--init_from=start" in json.loads(text)["command"] and str(tmp_path) not in text
+
+    done = call("meta_train", *flags)  # resumed, and there is nothing left to do
+    assert done.returncode == 0, done.stderr
+    l2l_tf.save(update_rules.RNNprop((3, 2), seed=2), tmp_path / "start", overwrite=True)
+    done = call("meta_train", *flags)
+    assert done.returncode != 0 and "with other settings: init_from='start@" in done.stderr
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     flags = [*SMALL, "--num_episodes=400", "--validate_every=20", "--noevaluate"]
@@ -97,6 +124,12 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         ("meta_train", ["--problem=digit"], "Did you mean 'digits'"),
         ("meta_train", ["--num_steps=30"], "num_steps=30, unroll_length=20"),
         ("meta_train", ["--layers=20,x"], "--layers must be integers"),
+        (
+            "meta_train",
+            ["--init_from=some/rule", "--rule=lstm", "--layers=4"],
+            "Received also: --rule and --layers",
+        ),
+        ("meta_train", ["--init_from=no/such"], "No directory 'no/such'"),
         ("evaluate", ["--baselines=adm"], "Did you mean 'adam'"),
         ("evaluate", ["--optimizers=no/such"], "No directory 'no/such'"),
     ],
