@@ -17,7 +17,8 @@ ALLOWED = {
     "update_rules": {"preprocessing"},
     "problems": set(),
     "saving": {"atomic_files", "update_rules"},
-    "optimizer": {"saving", "update_rules"},
+    "chunked_update": {"update_rules"},
+    "optimizer": {"chunked_update", "saving", "update_rules"},
     "meta_training": {"problems", "saving", "update_rules", "version"},
     "evaluation": {"meta_training", "problems", "saving", "update_rules"},
 }

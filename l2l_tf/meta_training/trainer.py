@@ -61,7 +61,7 @@ class MetaTrainer(keras.Model):
         objective="sqrt",
         backward_fraction=1.0,
         second_derivatives=False,
-        chunk_size=meta_gradient_lib.CHUNK_SIZE,
+        chunk_size=None,
     ):
         super().__init__(name="meta_trainer")
         if not isinstance(rule, base.UpdateRule):

@@ -4,11 +4,13 @@ Several optimizees run side by side, their coordinates in one call of the rule. 
 N coordinates of each, T steps, in segments of K steps.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from l2l_tf.update_rules import base
+from l2l_tf.update_rules.compiled import compiled, weights
 
 
 class Trajectory(NamedTuple):
@@ -61,6 +63,9 @@ def unroll(
     segment_length = segment_length or num_steps
     num_segments = num_steps // segment_length
     num_optimizees = parameters.shape[0]
+    update = rule.update
+    if not second_derivatives:
+        update = functools.partial(compiled(rule, "update"), weights(rule))
 
     def write(arrays, step, *values):
         return [array.write(step, value) for array, value in zip(arrays, values)]
@@ -73,7 +78,7 @@ def unroll(
         losses, gradients = evaluate(t, parameters)
         records = write(records, t, losses, gradients)
         inputs = gradients if second_derivatives else tf.stop_gradient(gradients)
-        updates, state = apply_rule(rule, problem.layout, inputs, state)
+        updates, state = apply_rule(rule, problem.layout, inputs, state, update)
         return t + 1, parameters + updates, state, records
 
     def segment(index, parameters, state, records, starts):
@@ -122,13 +127,13 @@ def initial_state(rule, layout, num_optimizees):
     return [rule.initial_state(layout) for _ in range(num_optimizees)]
 
 
-def apply_rule(rule, layout, gradients, state):
+def apply_rule(rule, layout, gradients, state, update):
     """One step of the rule for M optimizees: gradients ``[M, N]`` → ``(updates [M, N], state)``."""
     if rule.coupling == "coordinate":
-        updates, state = rule.update(tf.reshape(gradients, [-1]), state)
+        updates, state = update(tf.reshape(gradients, [-1]), state)
         return tf.reshape(updates, gradients.shape), state
     steps = [
-        rule.update(base.split(gradient, layout), optimizee_state)
+        update(base.split(gradient, layout), optimizee_state)
         for gradient, optimizee_state in zip(tf.unstack(gradients), state)
     ]
     return tf.stack([base.flatten(updates) for updates, _ in steps]), [s for _, s in steps]

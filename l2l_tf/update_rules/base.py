@@ -85,6 +85,38 @@ class UpdateRule(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement update(gradients, state).")
 
+    def backpropagate(self, gradients, state, cotangents):
+        """The derivative of Σ_t ⟨u_t, cotangent_t⟩ by φ, over T steps from `state`.
+
+        By a tape over ``update``; a subclass may know a faster way.
+
+        Args:
+            gradients: as of ``update``, each with a leading axis T.
+            state: the state before the first step.
+            cotangents: of the updates; like `gradients`.
+
+        Returns:
+            List of gradients, one for each of ``trainable_variables``.
+        """
+        num_steps = tf.nest.flatten(gradients)[0].shape[0]
+        sources = [v.value for v in self.trainable_variables]
+
+        def step(t, state, inner_product):
+            at_t = [tf.nest.map_structure(lambda leaf: leaf[t], s) for s in (gradients, cotangents)]
+            updates, state = self.update(at_t[0], state)
+            products = tf.nest.map_structure(lambda u, c: tf.reduce_sum(u * c), updates, at_t[1])
+            return t + 1, state, inner_product + tf.add_n(tf.nest.flatten(products))
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            *_, inner_product = tf.while_loop(
+                lambda t, *_: t < num_steps,
+                step,
+                (0, state, tf.zeros([], self.dtype)),
+                maximum_iterations=num_steps,
+            )
+        return tape.gradient(inner_product, sources, unconnected_gradients="zero")
+
     def add_weight(self, *args, **kwargs):
         weight = super().add_weight(*args, **kwargs)
         # Keras leaves weights that a layer keeps in lists out of ``tf.train.Checkpoint``.
@@ -123,9 +155,10 @@ def num_coordinates(layout):
 
 
 def split(vector, layout):
-    """A vector ``[N]`` as the list of a layout's tensors."""
-    pieces = tf.split(vector, [int(np.prod(shape)) for _, shape in layout])
-    return [tf.reshape(piece, shape) for piece, (_, shape) in zip(pieces, layout)]
+    """A vector ``[..., N]`` as the list of a layout's tensors, each with the leading axes."""
+    pieces = tf.split(vector, [int(np.prod(shape)) for _, shape in layout], axis=-1)
+    leading = vector.shape[:-1]
+    return [tf.reshape(piece, [*leading, *shape]) for piece, (_, shape) in zip(pieces, layout)]
 
 
 def flatten(tensors):

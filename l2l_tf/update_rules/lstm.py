@@ -4,35 +4,14 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import preprocessing
-from l2l_tf.update_rules import base
-
-
-def lstm_step(kernel, bias, inputs, hidden, cell):
-    """One LSTM layer on N coordinates at once, feature-major.
-
-    Keras' LSTMCell transposed: with the coordinates last, each gate is a contiguous block of rows,
-    and one matrix product serves all gates.
-
-    Args:
-        kernel: ``[4 * units, features + units]``; gates in Keras' order: input, forget,
-            candidate, output.
-        bias: ``[4 * units, 1]``.
-        inputs: ``[features, N]``.
-        hidden, cell: ``[units, N]``.
-
-    Returns:
-        ``(hidden, cell)``, each ``[units, N]``.
-    """
-    gates = tf.matmul(kernel, tf.concat([inputs, hidden], axis=0)) + bias  # [4 * units, N]
-    write, forget, candidate, read = tf.split(gates, 4, axis=0)
-    cell = tf.sigmoid(forget) * cell + tf.sigmoid(write) * tf.tanh(candidate)
-    return tf.sigmoid(read) * tf.tanh(cell), cell
+from l2l_tf.update_rules import base, lstm_cells
 
 
 class LSTMRule(base.UpdateRule):
     """What the LSTM rules share: the stack of layers and the linear head.
 
-    Abstract: a subclass adds the features that go in and the scale of what comes out.
+    Abstract: a subclass adds ``preprocess``, the features that go in, and ``postprocess``, the
+    scale of what comes out.
 
     Args:
         layers: units of each LSTM layer, a sequence of positive ints.
@@ -53,19 +32,19 @@ class LSTMRule(base.UpdateRule):
         self.layers = layers
         self.zero_head = zero_head
         self.seed = seed
-        self._cells = []  # [(kernel, bias)] of each layer
+        self._kernels, self._biases = [], []
         width = num_features
         for index, units in enumerate(layers):
-            self._cells.append(
-                (
-                    self.add_weight(
-                        name=f"kernel_{index}",
-                        shape=(4 * units, width + units),
-                        initializer=keras.initializers.GlorotUniform(self._seed_for(index)),
-                    ),
-                    self.add_weight(
-                        name=f"bias_{index}", shape=(4 * units, 1), initializer=_unit_forget_bias
-                    ),
+            self._kernels.append(
+                self.add_weight(
+                    name=f"kernel_{index}",
+                    shape=(4 * units, width + units),
+                    initializer=keras.initializers.GlorotUniform(self._seed_for(index)),
+                )
+            )
+            self._biases.append(
+                self.add_weight(
+                    name=f"bias_{index}", shape=(4 * units, 1), initializer=_unit_forget_bias
                 )
             )
             width = units
@@ -78,22 +57,64 @@ class LSTMRule(base.UpdateRule):
     def _seed_for(self, index):
         return None if self.seed is None else self.seed + 1000003 * index
 
-    def lstm_initial_state(self, layout):
-        """Zeros: for each layer ``(hidden, cell)``, each ``[units, N]``."""
+    def preprocess(self, gradients, moments):
+        """Gradients ``[N]`` to ``(features [num_features, N], moments)``.
+
+        `moments` is what the features remember of earlier gradients, leaves ``[..., N]``. Nothing
+        here depends on meta-parameters.
+        """
+        raise NotImplementedError
+
+    def initial_moments(self, num_coordinates):
+        return ()
+
+    def postprocess(self, outputs):
+        """The head's outputs to updates, element by element."""
+        raise NotImplementedError
+
+    def initial_state(self, layout):
         n = base.num_coordinates(layout)
-        return tuple(
-            (tf.zeros([units, n], self.dtype), tf.zeros([units, n], self.dtype))
-            for units in self.layers
+        return (
+            tuple(
+                (tf.zeros([units, n], self.dtype), tf.zeros([units, n], self.dtype))
+                for units in self.layers
+            ),
+            self.initial_moments(n),
         )
 
-    def lstm(self, features, state):
-        """Features ``[num_features, N]`` through the layers and the head: ``([N], state)``."""
-        new_state = []
-        for (kernel, bias), (hidden, cell) in zip(self._cells, state):
-            features, cell = lstm_step(kernel, bias, features, hidden, cell)
-            new_state.append((features, cell))
-        outputs = tf.matmul(self._head, features) + self._head_bias  # [1, N]
-        return outputs[0], tuple(new_state)
+    def update(self, gradients, state):
+        layers, moments = state
+        inputs, moments = self.preprocess(gradients, moments)  # [num_features, N]
+        new_layers = []
+        for kernel, bias, of_layer in zip(self._kernels, self._biases, layers):
+            layer = lstm_cells.halved(kernel.value, bias.value)
+            of_layer, _ = lstm_cells.step(*layer, inputs, of_layer)
+            inputs = of_layer[0]
+            new_layers.append(of_layer)
+        outputs = tf.matmul(self._head, inputs) + self._head_bias  # [1, N]
+        return self.postprocess(outputs[0]), (tuple(new_layers), moments)
+
+    def backpropagate(self, gradients, state, cotangents):
+        """As of ``UpdateRule``, by hand: see ``lstm_cells``."""
+        layers, moments = state
+        features = []
+        for gradient in tf.unstack(gradients):
+            of_step, moments = self.preprocess(gradient, moments)
+            features.append(of_step)
+
+        def output_cotangent(t, outputs):
+            with tf.GradientTape() as tape:
+                tape.watch(outputs)
+                updates = self.postprocess(outputs)
+            return tape.gradient(updates, outputs, output_gradients=cotangents[t][None])
+
+        return lstm_cells.backpropagate(
+            [(kernel.value, bias.value) for kernel, bias in zip(self._kernels, self._biases)],
+            (self._head.value, self._head_bias.value),
+            tf.stack(features),  # [T, num_features, N]
+            layers,
+            output_cotangent,
+        )
 
     def get_config(self):
         return {
@@ -121,7 +142,7 @@ class CoordinatewiseLSTM(LSTMRule):
         seed: int, of the initial meta-parameters.
         dtype, name: as of ``UpdateRule``.
 
-    State: for each layer ``(hidden, cell)``, each ``[units, N]``.
+    State: ``(layers, ())``; for each layer ``(hidden, cell)``, each ``[units, N]``.
 
     Example:
 
@@ -147,13 +168,11 @@ class CoordinatewiseLSTM(LSTMRule):
         self.p = p
         self.output_scale = output_scale
 
-    def initial_state(self, layout):
-        return self.lstm_initial_state(layout)
+    def preprocess(self, gradients, moments):
+        return preprocessing.log_and_sign(gradients, self.p), moments
 
-    def update(self, gradients, state):
-        features = preprocessing.log_and_sign(gradients, self.p)  # [2, N]
-        outputs, state = self.lstm(features, state)
-        return self.output_scale * outputs, state
+    def postprocess(self, outputs):
+        return self.output_scale * outputs
 
     def get_config(self):
         return {**super().get_config(), "p": self.p, "output_scale": self.output_scale}

@@ -4,7 +4,6 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import preprocessing
-from l2l_tf.update_rules import base
 from l2l_tf.update_rules.lstm import LSTMRule
 
 
@@ -23,7 +22,7 @@ class RNNprop(LSTMRule):
         output_scale: bound of the update.
         zero_head, seed, dtype, name: as of ``CoordinatewiseLSTM``.
 
-    State: ``(lstm, moments)``; lstm as of ``CoordinatewiseLSTM``; moments
+    State: ``(layers, moments)``; layers as of ``CoordinatewiseLSTM``; moments
     ``(m, v, c1, c2)``, each ``[N]``; see ``l2l_tf.preprocessing.moment_ratios``.
 
     Example:
@@ -53,18 +52,15 @@ class RNNprop(LSTMRule):
         self.beta_2 = beta_2
         self.output_scale = output_scale
 
-    def initial_state(self, layout):
-        n = base.num_coordinates(layout)
-        zeros = tf.zeros([n], self.dtype)
-        return self.lstm_initial_state(layout), (zeros, zeros, zeros, zeros)
+    def initial_moments(self, num_coordinates):
+        zeros = tf.zeros([num_coordinates], self.dtype)
+        return zeros, zeros, zeros, zeros
 
-    def update(self, gradients, state):
-        lstm_state, moments = state
-        features, moments = preprocessing.moment_ratios(
-            gradients, moments, self.beta_1, self.beta_2
-        )  # [2, N]
-        outputs, lstm_state = self.lstm(features, lstm_state)
-        return self.output_scale * tf.tanh(outputs), (lstm_state, moments)
+    def preprocess(self, gradients, moments):
+        return preprocessing.moment_ratios(gradients, moments, self.beta_1, self.beta_2)
+
+    def postprocess(self, outputs):
+        return self.output_scale * tf.tanh(outputs)
 
     def get_config(self):
         return {

@@ -1,0 +1,35 @@
+"""Compiled: a rule's method as one XLA program, whatever surrounds it.
+
+XLA fuses a rule's element-wise work (gates, features), where TensorFlow's own kernels read and
+write memory for each operation. The optimizee is left to whoever calls: convolutions, for one, are
+slower under XLA on a CPU.
+"""
+
+import keras
+import tensorflow as tf
+
+
+def compiled(rule, method):
+    """``getattr(rule, method)`` as an XLA program of the rule's weights and the arguments.
+
+    The weights enter as tensors, of ``weights(rule)``: TensorFlow would not run two calls of a
+    program that reads variables side by side.
+
+    Args:
+        rule: ``UpdateRule``.
+        method: name, such as "update".
+
+    Returns:
+        Function of ``(weights, *args)``.
+    """
+
+    def stateless(weights, *args):
+        with keras.StatelessScope(state_mapping=list(zip(rule.variables, weights))):
+            return getattr(rule, method)(*args)
+
+    return tf.function(stateless, jit_compile=True, autograph=False)
+
+
+def weights(rule):
+    """The rule's weights as they are now, a list of tensors."""
+    return [tf.convert_to_tensor(v.value) for v in rule.variables]
