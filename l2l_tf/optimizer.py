@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import chunked_update, saving
-from l2l_tf.update_rules import base
+from l2l_tf.update_rules import base, compiled
 
 STATE_DTYPES = ("float32", "bfloat16", "float64")
 
@@ -25,6 +25,9 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
       ``0.001 * learning_rate * weight_decay`` of itself. The numbers known from AdamW carry over.
     * **Gradients that are not finite** skip the whole step: weights, weight decay and the rule's
       state stay, `iterations` goes on, and ``optimizer.skipped_steps`` counts it.
+      With accumulation, that is the whole window of steps. (As Keras clips first, `clipvalue` turns
+      an infinite gradient into a finite one; and in a MultiOptimizer each optimizer sees, and
+      skips, the variables that are its own.)
     * **Sparse gradients** (of an Embedding): rows that a batch does not touch have a gradient of 0;
       the rule sees it, and their state advances, as the moments of Keras' Adam do.
 
@@ -111,7 +114,14 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         )
         self.rule = rule
         self.state_dtype = state_dtype
-        self._restored = []  # values of a pickled optimizer, for the variables that `build` makes
+        self._not_decayed = ()  # names, for the config
+        # Of a pickled optimizer: the shapes of the model's variables, and values for those that
+        # `build` makes.
+        self._restored_shapes, self._restored = None, []
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        super().exclude_from_weight_decay(var_list, var_names)
+        self._not_decayed = tuple(var_names or ())  # `var_list` is of one model: not for a config
 
     @property
     def skipped_steps(self):
@@ -121,6 +131,7 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
+        self._check_restored(variables)
         super().build(variables)
         self._skipped_steps = self.add_variable(
             shape=(), initializer="zeros", dtype="int64", name="skipped_steps"
@@ -128,21 +139,20 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         # For each variable, the leaves of its rule state. Under `fit` this runs while a graph is
         # traced, where an assignment would be lost: all values come from initializers.
         self._states = [self._add_state(variable) for variable in variables]
-        if self._restored:
+        program = chunked_update.program(self.rule)
+        self._program = lambda *args: program(*args)  # Keras would track a tf.function
+
+    def _check_restored(self, variables):
+        shapes = [tuple(variable.shape) for variable in variables]
+        if self._restored_shapes is not None and list(self._restored_shapes) != shapes:
             raise ValueError(
-                "The pickled optimizer was built for other variables than these: "
-                f"{len(self._restored)} of its values are left over."
+                "The pickled optimizer was built for other variables than these. Expected shapes: "
+                f"{list(self._restored_shapes)}. Received: {shapes}"
             )
 
     def add_variable(self, shape, initializer="zeros", **kwargs):
         if getattr(self, "_restored", None):
-            value = self._restored.pop(0)
-            if value.shape != tuple(shape):
-                raise ValueError(
-                    "The pickled optimizer was built for other variables than these. "
-                    f"Expected a value of shape {tuple(shape)}. Received: {value.shape}"
-                )
-            initializer = keras.initializers.Constant(value)
+            initializer = keras.initializers.Constant(self._restored.pop(0))
         return super().add_variable(shape, initializer, **kwargs)
 
     def _add_state(self, variable):
@@ -150,13 +160,20 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
             return None  # The rule never sees it.
         path = getattr(variable, "path", variable.name).replace("/", "_").replace(":", "_")
         backend_variable = variable.value if isinstance(variable, keras.Variable) else variable
-        leaves = chunked_update.initial_state(self.rule, variable.shape.num_elements())
         with self._distribution_strategy.extended.colocate_vars_with(backend_variable):
             return [
-                self.add_variable(
-                    shape, initializer, dtype=self.state_dtype, name=f"{path}_state_{index}"
-                )
-                for index, (shape, initializer) in enumerate(leaves)
+                [
+                    self.add_variable(
+                        shape,
+                        initializer,
+                        dtype=self.state_dtype,
+                        name=f"{path}_chunk_{chunk}_state_{index}",
+                    )
+                    for index, (shape, initializer) in enumerate(
+                        chunked_update.initial_state(self.rule, size)
+                    )
+                ]
+                for chunk, size in enumerate(_chunk_sizes(variable))
             ]
 
     def _apply_weight_decay(self, variables):
@@ -184,26 +201,36 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
             for variable in variables
         ]
         states = [
-            [leaf.value for leaf in self._states[self._get_variable_index(variable)]]
+            tf.nest.map_structure(
+                lambda leaf: leaf.value, self._states[self._get_variable_index(variable)]
+            )
             for variable in variables
         ]
         return self._skipped_steps.value, list(variables), decays, states
 
     def _step(self, skipped_steps, variables, decays, states, gradients, learning_rate):
         """One step of one replica, for some of the variables."""
-        gradients = [tf.convert_to_tensor(g) for g in gradients]  # IndexedSlices become dense
+        # IndexedSlices become dense. A gradient may be finite in float64 and not in float32.
+        vectors = [
+            tf.reshape(
+                tf.cast(tf.convert_to_tensor(g), self.rule.dtype), [variable.shape.num_elements()]
+            )
+            for g, variable in zip(gradients, variables)
+        ]
         learning_rate = tf.convert_to_tensor(learning_rate)
+        weights = compiled.weights(self.rule)
 
         def apply():
-            updates = chunked_update.update(self.rule, gradients, states, self.assign)
+            updates = chunked_update.update(self._program, weights, vectors, states, self.assign)
             for variable, decay, update in zip(variables, decays, updates):
                 update = tf.cast(tf.cast(learning_rate, update.dtype) * update, variable.dtype)
+                update = tf.reshape(update, variable.shape)
                 if decay:
                     update -= tf.cast(decay * learning_rate, variable.dtype) * variable
                 self.assign_add(variable, update)
             return tf.constant(0, tf.int64)
 
-        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(v)) for v in vectors])
         skipped_steps.assign_add(tf.cond(is_finite, apply, lambda: tf.constant(1, tf.int64)))
 
     def load_own_variables(self, store):
@@ -226,6 +253,8 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         config = super().get_config()
         config["rule"] = keras.saving.serialize_keras_object(self.rule)
         config["state_dtype"] = self.state_dtype
+        if self._not_decayed:
+            config["not_decayed"] = list(self._not_decayed)
         return config
 
     @classmethod
@@ -235,17 +264,35 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
             config["rule"] = keras.saving.deserialize_keras_object(
                 config["rule"], custom_objects=custom_objects
             )
-        return super().from_config(config, custom_objects=custom_objects)
+        not_decayed = config.pop("not_decayed", [])
+        optimizer = super().from_config(config, custom_objects=custom_objects)
+        if not_decayed:
+            optimizer.exclude_from_weight_decay(var_names=not_decayed)
+        return optimizer
 
     def __reduce__(self):
         # Pickle and deepcopy keep the state, for a model with the same variables.
-        values = [variable.numpy() for variable in self.variables]
-        return _unpickle, (type(self), self.get_config(), values)
+        shapes = self._restored_shapes and list(self._restored_shapes)
+        if self.built:
+            shapes = [tuple(variable.shape) for variable in self._trainable_variables]
+        return _unpickle, (type(self), self.get_config(), self._values(), shapes)
+
+    def save_own_variables(self, store):
+        for index, value in enumerate(self._values()):
+            store[str(index)] = value
+
+    def _values(self):
+        return [*(variable.numpy() for variable in self.variables), *self._restored]
 
 
-def _unpickle(cls, config, values):
+def _unpickle(cls, config, values, shapes):
     optimizer = cls.from_config(config)
+    values = list(values)
     for variable in optimizer.variables:  # iterations, and the learning rate if it is a number
         variable.assign(values.pop(0))
-    optimizer._restored = values
+    optimizer._restored_shapes, optimizer._restored = shapes, values
     return optimizer
+
+
+def _chunk_sizes(variable):
+    return chunked_update.chunk_sizes(variable.shape.num_elements())

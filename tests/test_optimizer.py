@@ -63,10 +63,11 @@ def test_all_variables_at_once_equal_one_by_one_and_chunk_by_chunk(monkeypatch, 
     np.testing.assert_allclose(weights(together), weights(one_by_one), atol=1e-5)
 
     monkeypatch.setattr(chunked_update, "CHUNK_SIZE", 50)  # of a kernel of 180
+    monkeypatch.setattr(chunked_update, "SMALL", 40)
     chunked = compiled(l2l_tf.LearnedOptimizer(lstm()), jit_compile=jit_compile)
     fit(chunked)
-    kernel_state = chunked.optimizer._states[0][0]
-    assert kernel_state.shape == (4, 4, 45)
+    kernel_chunks = chunked.optimizer._states[0]
+    assert [hidden.shape for hidden, _ in kernel_chunks] == [(4, 45)] * 4
     np.testing.assert_allclose(weights(together), weights(chunked), atol=1e-5)
 
 
@@ -161,6 +162,37 @@ def test_frozen_and_later_unfrozen_layers():
     assert np.abs(weights(model) - start).min() > 0
 
 
+def test_variables_without_elements_and_scalars():
+    variables = [tf.Variable(tf.ones(shape)) for shape in ([0], [2, 0], [], [3])]
+    optimizer = l2l_tf.LearnedOptimizer(lstm())
+    optimizer.apply([tf.ones_like(v) for v in variables], variables)
+    assert float(variables[2]) != 1.0
+    np.testing.assert_allclose(variables[3], [float(variables[2])] * 3, rtol=1e-6)
+
+
+def test_a_gradient_that_overflows_float32_is_skipped():
+    variable = tf.Variable([1.0, 2.0], dtype="float64")
+    optimizer = l2l_tf.LearnedOptimizer(update_rules.Adam(0.1))
+    for gradient in (1.0, 1e39, 1.0):
+        optimizer.apply([tf.constant([gradient, 1.0], "float64")], [variable])
+    assert optimizer.skipped_steps == 1
+    np.testing.assert_allclose(variable, [0.8, 1.8], rtol=1e-5)
+
+
+def test_a_gradient_of_unknown_shape():
+    variable, dense = (tf.Variable(tf.ones([2, 3])) for _ in range(2))
+    optimizer = l2l_tf.LearnedOptimizer(lstm())
+    optimizer.build([variable])
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None])])
+    def apply(gradient):
+        optimizer.apply([gradient], [variable])
+
+    apply(tf.ones([2, 3]))
+    l2l_tf.LearnedOptimizer(lstm()).apply([tf.ones([2, 3])], [dense])
+    np.testing.assert_allclose(variable, dense, rtol=1e-6)
+
+
 def test_variables_of_several_dtypes():
     values = np.array([1.0, -2.0, 0.5])
     variables = [
@@ -187,7 +219,7 @@ def test_dtype_policies(policy):
     is_scaled = policy == "mixed_float16"
     assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer) == is_scaled
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    assert optimizer.rule.weights[0].dtype == optimizer._states[0][0].dtype == "float32"
+    assert optimizer.rule.weights[0].dtype == optimizer._states[0][0][0].dtype == "float32"
     np.testing.assert_allclose(losses, fit(compiled(l2l_tf.LearnedOptimizer(lstm()))), rtol=0.05)
 
 
@@ -260,7 +292,10 @@ def test_bfloat16_state_takes_half_the_memory_and_trains_alike():
     ]
     losses = [fit(model) for model in models]
     sizes = [
-        sum(tf.as_dtype(v.dtype).size * np.prod(v.shape) for s in m.optimizer._states for v in s)
+        sum(
+            tf.as_dtype(v.dtype).size * np.prod(v.shape)
+            for v in tf.nest.flatten(m.optimizer._states)
+        )
         for m in models
     ]
     assert sizes[1] == sizes[0] / 2

@@ -95,7 +95,7 @@ def _by_chunk(rule, gradients, states, of_updates, chunk_size):
     num_segments = _num_segments(states)
     chunk = min(total, max(1, chunk_size // num_steps))
     num_chunks = -(-total // chunk)
-    backpropagate = compiled_lib.compiled(rule, "backpropagate")
+    backpropagate = compiled_lib.compiled(rule, rule.backpropagate)
     weights = compiled_lib.weights(rule)  # read once: the chunks are then run side by side
 
     def fold(recorded):  # [T, chunk] → [K, T / K * chunk]
@@ -138,7 +138,7 @@ def _by_segment(rule, layout, gradients, states, of_updates):
     """For rules whose coordinates are coupled: one optimizee and segment after another."""
     num_segments = _num_segments(states)
     length = gradients.shape[0] // num_segments
-    backpropagate = compiled_lib.compiled(rule, "backpropagate")
+    backpropagate = compiled_lib.compiled(rule, rule.backpropagate)
     weights = compiled_lib.weights(rule)
     sums = [tf.zeros(v.shape, v.dtype) for v in rule.trainable_variables]
     for index in range(num_segments):

@@ -65,7 +65,7 @@ def unroll(
     num_optimizees = parameters.shape[0]
     update = rule.update
     if not second_derivatives:
-        update = functools.partial(compiled(rule, "update"), weights(rule))
+        update = functools.partial(compiled(rule, rule.update), weights(rule))
 
     def write(arrays, step, *values):
         return [array.write(step, value) for array, value in zip(arrays, values)]

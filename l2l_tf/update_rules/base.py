@@ -1,5 +1,7 @@
 """UpdateRule: the interface between gradients and updates."""
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -122,6 +124,16 @@ class UpdateRule(keras.layers.Layer):
         # Keras leaves weights that a layer keeps in lists out of ``tf.train.Checkpoint``.
         self._track_trackable(weight, weight.name, overwrite=True)
         return weight
+
+    def load_own_variables(self, store):
+        if self.variables and not store.keys():
+            warnings.warn(
+                f"The file holds no update rule, so '{self.name}' keeps its own weights. The model "
+                "was saved without a LearnedOptimizer.",
+                stacklevel=2,
+            )
+            return
+        super().load_own_variables(store)
 
     def get_config(self):
         config = {"name": self.name, "dtype": self.dtype_policy.name}

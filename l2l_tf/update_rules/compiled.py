@@ -1,4 +1,4 @@
-"""Compiled: a rule's method as one XLA program, whatever surrounds it.
+"""Compiled: what a rule does as one XLA program, whatever surrounds it.
 
 XLA fuses a rule's element-wise work (gates, features), where TensorFlow's own kernels read and
 write memory for each operation. The optimizee is left to whoever calls: convolutions, for one, are
@@ -9,15 +9,15 @@ import keras
 import tensorflow as tf
 
 
-def compiled(rule, method):
-    """``getattr(rule, method)`` as an XLA program of the rule's weights and the arguments.
+def compiled(rule, function):
+    """A function that calls a rule, as an XLA program of the rule's weights and the arguments.
 
     The weights enter as tensors, of ``weights(rule)``: TensorFlow would not run two calls of a
     program that reads variables side by side.
 
     Args:
         rule: ``UpdateRule``.
-        method: name, such as "update".
+        function: such as ``rule.update``.
 
     Returns:
         Function of ``(weights, *args)``.
@@ -25,7 +25,7 @@ def compiled(rule, method):
 
     def stateless(weights, *args):
         with keras.StatelessScope(state_mapping=list(zip(rule.variables, weights))):
-            return getattr(rule, method)(*args)
+            return function(*args)
 
     return tf.function(stateless, jit_compile=True, autograph=False)
 

@@ -97,10 +97,18 @@ class LSTMRule(base.UpdateRule):
     def backpropagate(self, gradients, state, cotangents):
         """As of ``UpdateRule``, by hand: see ``lstm_cells``."""
         layers, moments = state
-        features = []
-        for gradient in tf.unstack(gradients):
-            of_step, moments = self.preprocess(gradient, moments)
-            features.append(of_step)
+        num_steps = gradients.shape[0]
+
+        def preprocess(t, moments, features):
+            of_step, moments = self.preprocess(gradients[t], moments)
+            return t + 1, moments, features.write(t, of_step)
+
+        *_, features = tf.while_loop(
+            lambda t, *_: t < num_steps,
+            preprocess,
+            (0, moments, tf.TensorArray(gradients.dtype, num_steps)),
+            maximum_iterations=num_steps,
+        )
 
         def output_cotangent(t, outputs):
             with tf.GradientTape() as tape:
@@ -111,7 +119,7 @@ class LSTMRule(base.UpdateRule):
         return lstm_cells.backpropagate(
             [(kernel.value, bias.value) for kernel, bias in zip(self._kernels, self._biases)],
             (self._head.value, self._head_bias.value),
-            tf.stack(features),  # [T, num_features, N]
+            features.stack(),  # [T, num_features, N]
             layers,
             output_cotangent,
         )

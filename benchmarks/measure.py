@@ -1,0 +1,75 @@
+"""Measuring: times that take turns, the arithmetic limit, peak memory."""
+
+import multiprocessing
+import pathlib
+import time
+
+import numpy as np
+import tensorflow as tf
+
+
+def median_seconds(contestants, num_rounds=15):
+    """Median seconds of a call of each of several functions, which take turns.
+
+    The first call of each, which traces and compiles, is reported apart.
+
+    Args:
+        contestants: dict of name → function without arguments that returns tensors.
+
+    Returns:
+        ``(medians, first calls)``, dicts of name → seconds.
+    """
+    first = {name: _seconds(function) for name, function in contestants.items()}
+    times = {name: [] for name in contestants}
+    for _ in range(num_rounds):
+        for name, function in contestants.items():
+            times[name].append(_seconds(function))
+    return {name: float(np.median(t)) for name, t in times.items()}, first
+
+
+def _seconds(function):
+    start = time.perf_counter()
+    for leaf in tf.nest.flatten(function()):
+        leaf.numpy()  # waits for it
+    return time.perf_counter() - start
+
+
+def flops_per_second(size=2048):
+    """The machine's float32 rate, by a large matrix product."""
+    a, b = tf.random.normal([size, size]), tf.random.normal([size, size])
+    product = tf.function(lambda: tf.matmul(a, b)[0, 0])
+    seconds, _ = median_seconds({"product": product})
+    return 2 * size**3 / seconds["product"]
+
+
+def lstm_flops(layers, num_features=2):
+    """Floating-point operations of the matrix products of one step of one coordinate, forward."""
+    widths = [num_features, *layers]
+    products = [4 * units * (width + units) for width, units in zip(widths, layers)]
+    return 2 * (sum(products) + layers[-1])
+
+
+def peak_mebibytes(prepare, *args):
+    """What a program needs above what it starts with, in a process of its own (Linux).
+
+    Args:
+        prepare: a module's function that sets up and returns a function to run.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (prepare, args))
+
+
+def _peak(prepare, args):
+    run = prepare(*args)
+    before = _status("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    run()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key):
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])  # KiB
+    raise KeyError(key)

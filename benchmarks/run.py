@@ -1,0 +1,362 @@
+"""Benchmarks: meta-training and applying a rule, against the textbook way, Adam and the limit.
+
+  python benchmarks/run.py                      # all, about ten minutes; the machine to itself
+  python benchmarks/run.py --only=meta,apply --output=benchmarks/results.json
+
+Parts: meta (meta-training speed), apply (in `fit`), growth (with the number of coordinates),
+memory, first (first steps, compilation included), fraction (variance against cost of
+``--backward_fraction``). Ratios of one run are what counts; figures of other runs differ.
+"""
+
+import json
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import l2l_tf
+from benchmarks import measure
+from benchmarks.textbook import TextbookTrainer
+from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
+from l2l_tf.meta_training import unroll as unroll_lib
+from l2l_tf.update_rules import base
+
+_ONLY = flags.DEFINE_list("only", ["meta", "apply", "growth", "memory", "first", "fraction"], "")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+
+UNROLL_LENGTH = 20
+BATCH_SIZE = 128
+
+
+def mlp(*hidden):
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input([28, 28, 1]),
+            layers.Flatten(),
+            *[layers.Dense(units, "sigmoid") for units in hidden],
+            layers.Dense(10),
+        ]
+    )
+
+
+def conv_net():
+    layers = keras.layers
+    convolutions = [
+        layer
+        for _ in range(2)
+        for layer in (layers.Conv2D(16, 5, activation="relu"), layers.MaxPooling2D())
+    ]
+    head = [layers.Flatten(), layers.Dense(32, "relu"), layers.Dense(10)]
+    return keras.Sequential([keras.Input([28, 28, 1]), *convolutions, *head])
+
+
+MODELS = {
+    "mlp 784-20-10": lambda: mlp(20),
+    "mlp 784-128-10": lambda: mlp(128),
+    "conv net": conv_net,
+    "mlp 1 million": lambda: mlp(1000, 200),
+    "mlp 5 million": lambda: mlp(2400, 1280),
+}
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def data(num_batches=40):
+    rng = np.random.default_rng(0)
+    x = rng.random((num_batches * BATCH_SIZE, 28, 28, 1), dtype="float32")
+    y = rng.integers(0, 10, num_batches * BATCH_SIZE)
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH_SIZE)
+
+
+def lstm(layers):
+    return l2l_tf.update_rules.CoordinatewiseLSTM(layers, zero_head=False, output_scale=1e-4)
+
+
+def problem_of(model):
+    return l2l_tf.problems.KerasProblem(MODELS[model], data(), LOSS)
+
+
+def meta_step(model, layers, **kwargs):
+    """A function that meta-trains for one segment, as ``fit`` does."""
+    rule, problem = lstm(layers), problem_of(model)
+    trainer = l2l_tf.MetaTrainer(rule, problem, UNROLL_LENGTH, 100, objective="sum", **kwargs)
+    trainer.compile(optimizer=keras.optimizers.Adam(1e-4))
+    trainer.make_train_function()
+    batches = iter(trainer.dataset(0, 1000))
+    return lambda: trainer.train_function(batches)["loss"]
+
+
+def textbook_step(model, layers):
+    problem = problem_of(model)
+    trainer = TextbookTrainer(lstm(layers), problem)
+    windows = iter(l2l_tf.MetaTrainer(lstm(layers), problem, UNROLL_LENGTH, 100).dataset(0, 1000))
+    carry = [None, trainer.initial_state()]
+
+    def step():
+        window = next(windows)
+        batches = tf.nest.map_structure(lambda leaf: leaf[0], window["batches"])
+        parameters = window["parameters"][0] if carry[0] is None else carry[0]
+        carry[0], carry[1], total = trainer.train_segment(parameters, carry[1], batches)
+        return total
+
+    return step
+
+
+def meta():
+    """Inner steps a second of meta-training, at unroll length 20 and batch size 128."""
+    limit = measure.flops_per_second()
+    rows = []
+    cases = [(m, layers) for m in list(MODELS)[:3] for layers in ((20, 20), (8,))]
+    for model, layers in cases:
+        contestants = {
+            "textbook": textbook_step(model, layers),
+            "full backward": meta_step(model, layers),
+            "default": meta_step(model, layers, backward_fraction=0.25),
+        }
+        seconds, _ = measure.median_seconds(contestants)
+        rate = {name: UNROLL_LENGTH / s for name, s in seconds.items()}
+        n = base.num_coordinates(problem_of(model).layout)
+        # Forward once, and twice as much for the gradients by inputs and by weights.
+        of_limit = rate["full backward"] * 3 * measure.lstm_flops(layers) * n / limit
+        rows.append(
+            {
+                "model": model,
+                "coordinates": n,
+                "rule": str(layers),
+                **{f"{name}, steps/s": round(r, 1) for name, r in rate.items()},
+                "full / textbook": round(rate["full backward"] / rate["textbook"], 2),
+                "default / textbook": round(rate["default"] / rate["textbook"], 2),
+                "full, share of limit": round(of_limit, 3),
+            }
+        )
+    return rows
+
+
+def fit_step(model, optimizer):
+    """A function that trains for ten steps, as ``fit`` does."""
+    network = MODELS[model]()
+    network.compile(optimizer=optimizer, loss=LOSS)
+    network.make_train_function()
+    batches = iter(data().repeat())
+
+    def steps():
+        for _ in range(10):
+            logs = network.train_function(batches)
+        return [logs["loss"], network.trainable_variables[-1].value]
+
+    return steps
+
+
+def minus_gradient():
+    return l2l_tf.LearnedOptimizer(l2l_tf.update_rules.SGD(1e-4))
+
+
+def apply():
+    """Milliseconds of a step of ``fit``, at batch size 128."""
+    limit = measure.flops_per_second()
+    rows = []
+    for model in ("mlp 784-20-10", "mlp 784-128-10", "conv net"):
+        contestants = {
+            "Adam": fit_step(model, keras.optimizers.Adam()),
+            "rule -g": fit_step(model, minus_gradient()),
+            "LSTM (20, 20)": fit_step(model, l2l_tf.LearnedOptimizer(lstm((20, 20)))),
+            "LSTM (8)": fit_step(model, l2l_tf.LearnedOptimizer(lstm((8,)))),
+        }
+        seconds, _ = measure.median_seconds(contestants)
+        milliseconds = {name: 100 * s for name, s in seconds.items()}
+        n = sum(int(np.prod(v.shape)) for v in MODELS[model]().trainable_variables)
+        at_limit = 1e3 * n * measure.lstm_flops((20, 20)) / limit
+        rows.append(
+            {
+                "model": model,
+                "coordinates": n,
+                **{f"{name}, ms": round(m, 2) for name, m in milliseconds.items()},
+                "LSTM (20, 20) - rule -g, over limit": round(
+                    (milliseconds["LSTM (20, 20)"] - milliseconds["rule -g"]) / at_limit, 2
+                ),
+                "LSTM (8) / Adam": round(milliseconds["LSTM (8)"] / milliseconds["Adam"], 2),
+            }
+        )
+    return rows
+
+
+def apply_to(n, state_dtype="float32"):
+    """A function that makes a step of the LSTM (20, 20) for `n` coordinates."""
+    variable = tf.Variable(tf.zeros([n // 100, 100]))
+    optimizer = l2l_tf.LearnedOptimizer(lstm((20, 20)), state_dtype=state_dtype)
+    optimizer.build([variable])
+    gradient = tf.random.normal(variable.shape)
+
+    @tf.function
+    def step():
+        optimizer.apply([gradient], [variable])
+        return variable[0, 0]
+
+    return step
+
+
+def growth():
+    """Nanoseconds a coordinate of a step of the LSTM (20, 20), against the number of them."""
+    rows = []
+    for n in (10_000, 100_000, 1_000_000, 5_000_000):
+        seconds, _ = measure.median_seconds({"step": apply_to(n)}, num_rounds=5)
+        rows.append({"coordinates": n, "ns a coordinate": round(1e9 * seconds["step"] / n, 1)})
+    return rows
+
+
+def _first_and_second_step(n, state_dtype):
+    # The state counts from the start: built here, used in the step.
+    step = apply_to(n, state_dtype)
+    return lambda: [step() for _ in range(2)]
+
+
+def _segments(model, layers, kwargs):
+    step = meta_step(model, layers, **kwargs)
+    return lambda: [step() for _ in range(2)]
+
+
+def memory():
+    """Peak memory in MiB, above model, data and state at the start."""
+    rows = []
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        n = 5_000_000
+        state = 80 * n * size / 2**20
+        # The rule's state is there before the first step.
+        peak = state + measure.peak_mebibytes(_first_and_second_step, n, dtype)
+        rows.append(
+            {
+                "what": f"apply, 5 million coordinates, {dtype} state",
+                "rule state": round(state),
+                "peak": round(peak),
+                "peak / state": round(peak / state, 2),
+            }
+        )
+    for model, kwargs in (("mlp 784-20-10", {}), ("mlp 1 million", {"backward_fraction": 0.25})):
+        n = base.num_coordinates(problem_of(model).layout)
+        peak = measure.peak_mebibytes(_segments, model, (20, 20), kwargs)
+        recorded = 2 * UNROLL_LENGTH * n * 4 / 2**20
+        rows.append(
+            {
+                "what": f"meta-train, {model}, unroll {UNROLL_LENGTH}",
+                "rule state": round(80 * n * 4 / 2**20),
+                "recorded": round(recorded),
+                "peak": round(peak),
+            }
+        )
+    return rows
+
+
+def first():
+    """Seconds of the first step, tracing and compilation included."""
+    rows = []
+    for unroll_length in (20, 100):
+        trainer = l2l_tf.MetaTrainer(
+            lstm((20, 20)), problem_of("mlp 784-20-10"), unroll_length, 100, backward_fraction=0.25
+        )
+        trainer.compile(optimizer=keras.optimizers.Adam(1e-4))
+        trainer.make_train_function()
+        batches = iter(trainer.dataset(0, 10))
+        _, seconds = measure.median_seconds(
+            {"first": lambda t=trainer, b=batches: t.train_function(b)["loss"]}, num_rounds=1
+        )
+        rows.append(
+            {"what": f"meta-train, unroll {unroll_length}", "seconds": round(seconds["first"], 2)}
+        )
+    for name, optimizer in (
+        ("LSTM (20, 20)", l2l_tf.LearnedOptimizer(lstm((20, 20)))),
+        ("Adam", keras.optimizers.Adam()),
+    ):
+        step = {"first": fit_step("mlp 784-128-10", optimizer)}
+        _, seconds = measure.median_seconds(step, num_rounds=1)
+        rows.append({"what": f"fit, {name}", "seconds": round(seconds["first"], 2)})
+    return rows
+
+
+def fraction():
+    """The noise of the meta-gradient against its cost, by the share of coordinates."""
+    rule, problem = lstm((20, 20)), problem_of("mlp 784-20-10")
+    trainer = l2l_tf.MetaTrainer(rule, problem, UNROLL_LENGTH, 100)
+    windows = [w for w, _ in zip(trainer.dataset(0, 10), range(11))][::5]
+    state = unroll_lib.initial_state(rule, problem.layout, 1)
+
+    @tf.function
+    def unrolled(window):
+        return unroll_lib.unroll(
+            rule, problem, window["parameters"], state, window["batches"], num_steps=UNROLL_LENGTH
+        )
+
+    trajectories = [unrolled(window) for window in windows]
+    rows = []
+    for share in (1.0, 0.5, 0.25, 0.1):
+
+        @tf.function
+        def gradient(trajectory, seed, share=share):
+            products = meta_gradient_lib.meta_gradient(
+                rule,
+                problem.layout,
+                trajectory,
+                tf.ones_like(trajectory.losses),
+                backward_fraction=share,
+                seed=seed,
+            )
+            return tf.concat([tf.reshape(p, [-1]) for p in products], axis=0)
+
+        draws = np.array(
+            [gradient(trajectories[0], tf.constant([0, i])).numpy() for i in range(20)]
+        )
+        between = np.array([gradient(t, tf.constant([0, 0])).numpy() for t in trajectories])
+        size = np.linalg.norm(draws.mean(axis=0))
+        seconds, _ = measure.median_seconds(
+            {"backward": lambda g=gradient: g(trajectories[0], tf.constant([0, 0]))}
+        )
+        rows.append(
+            {
+                "share": share,
+                "backward, ms a step": round(1e3 * seconds["backward"] / UNROLL_LENGTH, 2),
+                "noise by the draw": round(_noise(draws) / size, 3),
+                "noise by episode": round(_noise(between) / size, 3),
+            }
+        )
+    return rows
+
+
+def _noise(vectors):
+    """Root mean square distance from the mean."""
+    return float(np.sqrt(np.sum(vectors.var(axis=0, ddof=1))))
+
+
+PARTS = {
+    "meta": meta,
+    "apply": apply,
+    "growth": growth,
+    "memory": memory,
+    "first": first,
+    "fraction": fraction,
+}
+
+
+def table(rows):
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def main(_):
+    results = {}
+    for name in _ONLY.value:
+        results[name] = PARTS[name]()
+        print(f"\n{PARTS[name].__doc__}\n\n{table(results[name])}", flush=True)
+    if _OUTPUT.value:
+        with open(_OUTPUT.value, "w") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    app.run(main)
