@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["l2l_tf", "l2l_tf.*"]),
     package_data={"l2l_tf": ["pretrained/*/*", "pretrained/*/variables/*"]},
-    scripts=["bin/meta_train", "bin/evaluate"],
+    scripts=["bin/meta_train", "bin/evaluate", "bin/pretrained"],
     install_requires=[
         "absl-py>=2.1",
         "keras>=3.10",

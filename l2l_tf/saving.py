@@ -96,7 +96,7 @@ def load(name_or_path):
                     f"({', '.join(pretrained_names()) or 'none yet'}) or a directory, with a '/' "
                     "in its path or an existing one."
                 )
-            path = str(_PRETRAINED / path)
+            path = pretrained_path(path)
         content = _read_json(path, RULE_FILE)
         if content is None:
             path = _best(path)
@@ -116,6 +116,11 @@ def pretrained_names():
     return sorted(p.name for p in _PRETRAINED.iterdir() if (p / RULE_FILE).exists())
 
 
+def pretrained_path(name):
+    """The directory of a shipped rule, or of one to ship."""
+    return str(_PRETRAINED / name)
+
+
 def fingerprint(rule):
     """Eight hex digits of a rule's class, config and φ; not of its Keras name."""
     content = _serialize(rule)
@@ -128,9 +133,14 @@ def read_card(directory):
     return _read_json(directory, CARD_FILE)
 
 
+def write_card(directory, card):
+    """Writes a directory's ``card.json``, atomically."""
+    write_json(card, os.path.join(directory, CARD_FILE))
+
+
 def add_to_card(directory, content):
     """Merges a dict into a directory's ``card.json``."""
-    write_json({**read_card(directory), **content}, os.path.join(directory, CARD_FILE))
+    write_card(directory, {**read_card(directory), **content})
 
 
 def damaged(path, what):

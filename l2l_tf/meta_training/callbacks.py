@@ -86,7 +86,7 @@ class KeepBestRule(keras.callbacks.Callback):
             name = f"rule-{episodes}"
             saving.save(self.model.rule, os.path.join(self._save_dir, name), overwrite=True)
             self._card |= {"best": name, "best_validation_loss": record["val_loss"]}
-        saving.write_json(self._card, os.path.join(self._save_dir, saving.CARD_FILE))
+        saving.write_card(self._save_dir, self._card)
         for old in tf.io.gfile.glob(os.path.join(self._save_dir, "rule-*")):
             if os.path.basename(old) != self._card["best"]:
                 tf.io.gfile.rmtree(old)

@@ -92,7 +92,7 @@ def meta_train(
         verbose=verbose,
     )
     card["seconds"] = round(card["seconds"] + time.monotonic() - start, 1)
-    saving.write_json(card, os.path.join(save_dir, saving.CARD_FILE))
+    saving.write_card(save_dir, card)
     if card["best"] is None:
         raise FloatingPointError(
             f"No validation on '{trainer.problem.name}' gave a finite loss, so there is no best "
@@ -125,11 +125,12 @@ def open_directory(save_dir, settings, command=None):
                 "numpy": np.__version__,
                 "python": sys.version.split()[0],
             },
+            "machine": _machine(),
             "seconds": 0.0,
             "validation": [],
         }
         tf.io.gfile.makedirs(save_dir)
-        saving.write_json(card, os.path.join(save_dir, saving.CARD_FILE))
+        saving.write_card(save_dir, card)
         return card
     match card:
         case {
@@ -154,6 +155,15 @@ def open_directory(save_dir, settings, command=None):
             + ". Repeat the old ones to resume it, or choose another save_dir."
         )
     return card
+
+
+def _machine():
+    accelerators = [
+        tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
+        for device in tf.config.list_physical_devices()
+        if device.device_type != "CPU"
+    ]
+    return ", ".join([f"{os.cpu_count()} CPU cores", *accelerators])
 
 
 def _restore(checkpoint, manager):

@@ -45,21 +45,24 @@ def digits():
     )
 
 
-def mnist(data_dir=None):
+def mnist(data_dir=None, hidden=(20,), activation="sigmoid", name="mnist"):
     """MNIST by TensorFlow Datasets: MLP 784-20-10, sigmoid, batches of 128; section 3.2.
 
     The 10,000 test images are held out.
 
     Args:
         data_dir: as for ``tfds.load``; None takes TFDS' default directory.
+        hidden: units of each hidden layer.
+        activation: of the hidden layers.
+        name: of the problem, for tables.
     """
     train, heldout = load_tfds("mnist", ["train", "test"], data_dir)
     return KerasProblem(
-        build_model=lambda: perceptron((28, 28, 1), 1 / 255),
+        build_model=lambda: perceptron((28, 28, 1), 1 / 255, hidden, activation),
         dataset=train.batch(BATCH_SIZE),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         heldout=heldout.batch(BATCH_SIZE),
-        name="mnist",
+        name=name,
     )
 
 

@@ -1,0 +1,90 @@
+"""The shipped rules: whole, small, and as good as their cards say."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_command_line import call
+
+import l2l_tf
+from l2l_tf import saving, update_rules
+from l2l_tf.evaluation import pretrained
+
+every_rule = pytest.mark.parametrize("name", l2l_tf.pretrained_names())
+
+
+def test_names():
+    assert l2l_tf.pretrained_names() == ["digits-mlp", "mnist-mlp", "mnist-mlp-lite", "quadratic"]
+
+
+@every_rule
+def test_card(name):
+    card = saving.read_card(saving.pretrained_path(name))
+    assert card["command"].startswith("bin/meta_train")
+    assert card["settings"]["problem"] in name.replace("mlp", "")
+    assert {"tensorflow", "keras", "l2l_tf"} < set(card["versions"])
+    assert card["seconds"] > 0 and card["machine"] and card["known_limits"]
+    assert set(card["tables"]) == {"20 steps", "100 steps", "200 steps"}
+    for table in card["tables"].values():
+        assert set(table) == {name, "adam", "rmsprop", "sgd", "nag"}
+
+
+@every_rule
+def test_the_saved_model_is_the_rule(name):
+    rule = l2l_tf.load(name)
+    module = tf.saved_model.load(saving.pretrained_path(name))
+    state, its_state = rule.initial_state(3), module.initial_state(3)
+    for gradient in np.random.default_rng(0).normal(size=(4, 3)).astype("float32"):
+        updates, state = rule.update(tf.constant(gradient), state)
+        its_updates, its_state = module.update(tf.constant(gradient), its_state)
+        np.testing.assert_allclose(updates, its_updates, rtol=1e-5, atol=1e-7)
+    assert np.abs(updates).min() > 0
+    files = pathlib.Path(saving.pretrained_path(name)).rglob("*")
+    assert sum(f.stat().st_size for f in files if f.is_file()) < 300_000
+
+
+@pytest.mark.parametrize("name", ["digits-mlp", "quadratic"])
+def test_as_good_as_the_card_says(name):
+    """On other seeds than the card's, and against the baselines as tuned there."""
+    card = saving.read_card(saving.pretrained_path(name))
+    table = card["tables"]["100 steps"]
+    problem = l2l_tf.problems.get(card["settings"]["problem"])
+    adam = update_rules.Adam(table["adam"]["learning_rate"])
+    nag = update_rules.Momentum(table["nag"]["learning_rate"], nesterov=True)
+    rules = {name: name, "tuned adam": adam, "tuned nag": nag}
+    result = l2l_tf.evaluate(problem, rules, baselines=[], num_seeds=20, seed=77)
+    assert result.loss_sum(name) < 0.9 * result.loss_sum("tuned adam")
+    assert result.loss_sum(name) < 0.9 * result.loss_sum("tuned nag")
+    assert result.loss_sum(name) < 1.3 * table[name]["loss_sum"]
+
+
+def test_by_name_on_the_command_line():
+    flags = ["--problem=quadratic", "--optimizers=quadratic", "--baselines=sgd"]
+    done = call("evaluate", *flags, "--num_steps=5", "--num_seeds=2")
+    assert done.returncode == 0, done.stderr
+    assert "quadratic: loss sum" in done.stdout
+
+
+def test_the_table_of_a_shipped_rule():
+    done = call("pretrained", "--names=quadratic", "--horizons=5", "--num_seeds=2")
+    assert done.returncode == 0, done.stderr
+    assert "bin/meta_train --problem=quadratic" in done.stdout
+    assert "loss sum (5 steps)" in done.stdout
+
+
+def test_ship_a_rule(tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    flags = ["--problem=quadratic", "--layers=4", "--num_steps=10", "--unroll_length=5"]
+    flags += ["--num_episodes=4", "--validate_every=4", "--noevaluate", f"--save_dir={run_dir}"]
+    assert call("meta_train", *flags).returncode == 0
+    monkeypatch.setattr(saving, "_PRETRAINED", tmp_path / "shipped")
+    pretrained.add(run_dir, "mine", "It is small.")
+    assert l2l_tf.pretrained_names() == ["mine"]
+    np.testing.assert_array_equal(l2l_tf.load("mine").weights[0], l2l_tf.load(run_dir).weights[0])
+    card = saving.read_card(saving.pretrained_path("mine"))
+    assert card["known_limits"] == "It is small."
+    assert "best" not in card and os.fspath(tmp_path) not in str(card)
+    with pytest.raises(FileExistsError):
+        pretrained.add(run_dir, "mine", "It is small.")
