@@ -19,15 +19,16 @@ def median_seconds(contestants, num_rounds=15):
     Returns:
         ``(medians, first calls)``, dicts of name → seconds.
     """
-    first = {name: _seconds(function) for name, function in contestants.items()}
+    first = {name: seconds(function) for name, function in contestants.items()}
     times = {name: [] for name in contestants}
     for _ in range(num_rounds):
         for name, function in contestants.items():
-            times[name].append(_seconds(function))
+            times[name].append(seconds(function))
     return {name: float(np.median(t)) for name, t in times.items()}, first
 
 
-def _seconds(function):
+def seconds(function):
+    """Seconds of one call."""
     start = time.perf_counter()
     for leaf in tf.nest.flatten(function()):
         leaf.numpy()  # waits for it
@@ -54,6 +55,9 @@ def peak_mebibytes(prepare, *args):
 
     Args:
         prepare: a module's function that sets up and returns a function to run.
+
+    Returns:
+        ``(MiB, what the function returned)``.
     """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
@@ -64,8 +68,8 @@ def _peak(prepare, args):
     run = prepare(*args)
     before = _status("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    run()
-    return (_status("VmHWM") - before) / 1024
+    result = run()
+    return (_status("VmHWM") - before) / 1024, result
 
 
 def _status(key):

@@ -39,6 +39,7 @@ def mlp(*hidden):
     return keras.Sequential(
         [
             keras.Input([28, 28, 1]),
+            layers.Rescaling(1 / 255),
             layers.Flatten(),
             *[layers.Dense(units, "sigmoid") for units in hidden],
             layers.Dense(10),
@@ -54,7 +55,9 @@ def conv_net():
         for layer in (layers.Conv2D(16, 5, activation="relu"), layers.MaxPooling2D())
     ]
     head = [layers.Flatten(), layers.Dense(32, "relu"), layers.Dense(10)]
-    return keras.Sequential([keras.Input([28, 28, 1]), *convolutions, *head])
+    return keras.Sequential(
+        [keras.Input([28, 28, 1]), layers.Rescaling(1 / 255), *convolutions, *head]
+    )
 
 
 MODELS = {
@@ -69,7 +72,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 def data(num_batches=40):
     rng = np.random.default_rng(0)
-    x = rng.random((num_batches * BATCH_SIZE, 28, 28, 1), dtype="float32")
+    x = rng.integers(0, 256, (num_batches * BATCH_SIZE, 28, 28, 1), dtype="uint8")
     y = rng.integers(0, 10, num_batches * BATCH_SIZE)
     return tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH_SIZE)
 
@@ -82,10 +85,10 @@ def problem_of(model):
     return l2l_tf.problems.KerasProblem(MODELS[model], data(), LOSS)
 
 
-def meta_step(model, layers, **kwargs):
+def meta_step(model, layers, unroll_length=UNROLL_LENGTH, num_steps=100, **kwargs):
     """A function that meta-trains for one segment, as ``fit`` does."""
     rule, problem = lstm(layers), problem_of(model)
-    trainer = l2l_tf.MetaTrainer(rule, problem, UNROLL_LENGTH, 100, objective="sum", **kwargs)
+    trainer = l2l_tf.MetaTrainer(rule, problem, unroll_length, num_steps, **kwargs)
     trainer.compile(optimizer=keras.optimizers.Adam(1e-4))
     trainer.make_train_function()
     batches = iter(trainer.dataset(0, 1000))
@@ -213,12 +216,12 @@ def growth():
 def _first_and_second_step(n, state_dtype):
     # The state counts from the start: built here, used in the step.
     step = apply_to(n, state_dtype)
-    return lambda: [step() for _ in range(2)]
+    return lambda: [measure.seconds(step) for _ in range(2)]
 
 
-def _segments(model, layers, kwargs):
-    step = meta_step(model, layers, **kwargs)
-    return lambda: [step() for _ in range(2)]
+def _two_segments(model, kwargs):
+    step = meta_step(model, (20, 20), **kwargs)
+    return lambda: [measure.seconds(step) for _ in range(2)]
 
 
 def memory():
@@ -228,7 +231,8 @@ def memory():
         n = 5_000_000
         state = 80 * n * size / 2**20
         # The rule's state is there before the first step.
-        peak = state + measure.peak_mebibytes(_first_and_second_step, n, dtype)
+        above, _ = measure.peak_mebibytes(_first_and_second_step, n, dtype)
+        peak = state + above
         rows.append(
             {
                 "what": f"apply, 5 million coordinates, {dtype} state",
@@ -237,16 +241,21 @@ def memory():
                 "peak / state": round(peak / state, 2),
             }
         )
-    for model, kwargs in (("mlp 784-20-10", {}), ("mlp 1 million", {"backward_fraction": 0.25})):
+    for model, length, share in (
+        ("mlp 784-20-10", 20, 1.0),
+        ("mlp 784-20-10", 200, 1.0),
+        ("mlp 1 million", 20, 0.25),
+    ):
         n = base.num_coordinates(problem_of(model).layout)
-        peak = measure.peak_mebibytes(_segments, model, (20, 20), kwargs)
-        recorded = 2 * UNROLL_LENGTH * n * 4 / 2**20
+        kwargs = {"unroll_length": length, "num_steps": 200, "backward_fraction": share}
+        peak, (_, seconds) = measure.peak_mebibytes(_two_segments, model, kwargs)
         rows.append(
             {
-                "what": f"meta-train, {model}, unroll {UNROLL_LENGTH}",
+                "what": f"meta-train, {model}, unroll {length}, share {share}",
                 "rule state": round(80 * n * 4 / 2**20),
-                "recorded": round(recorded),
+                "gradients, cotangents": round(2 * length * n * 4 / 2**20),
                 "peak": round(peak),
+                "ms a step": round(1e3 * seconds / length, 1),
             }
         )
     return rows

@@ -250,15 +250,14 @@ class MetaTrainer(keras.Model):
         return unroll_lib.initial_state(self.rule, self.problem.layout, self.meta_batch_size)
 
     def _start_or_continue(self, data):
-        start = data["parameters"], self._initial_state()
-        if self._carry is None:
-            return start
-        is_first = data["window"][0] == 0
-        values = [
-            tf.where(is_first, fresh, carried)
-            for fresh, carried in zip(tf.nest.flatten(start), self._carry)
-        ]
-        return tf.nest.pack_sequence_as(start, values)
+        def start():
+            return data["parameters"], self._initial_state()
+
+        def go_on():
+            values = [variable.read_value() for variable in self._carry]
+            return tf.nest.pack_sequence_as(start(), values)
+
+        return start() if self._carry is None else tf.cond(data["window"][0] == 0, start, go_on)
 
     def _record_divergence(self, data, losses, gradients):
         """Notes where the first non-finite loss was; returns whether all is finite."""
