@@ -1,4 +1,4 @@
-"""Chunked update: one step of a rule for many variables, in memory that is bounded.
+"""Chunked update: one step of a rule for many variables, in the memory of a few chunks.
 
 What a rule needs beside its state (features, gates, the new state) is larger than the state itself.
 So a large variable is cut into chunks of coordinates, each with state variables of its own: a chunk
@@ -9,9 +9,10 @@ variables share a chunk.
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf.update_rules import compiled as compiled_lib
+from l2l_tf.update_rules import compiled
 
-# Coordinates in a chunk. At most MAX_CHUNKS of them make a variable, for the size of the program.
+# Coordinates in a chunk. At most MAX_CHUNKS of them make a variable, for the size of the program:
+# beyond 4 million coordinates, chunks grow. Both determine the layout of saved optimizer states.
 CHUNK_SIZE = 32_768
 MAX_CHUNKS = 128
 # Variables below this size share a chunk.
@@ -63,7 +64,15 @@ def program(rule):
         ]
         return tf.split(updates, sizes), [list(of_vector) for of_vector in zip(*new_leaves)]
 
-    return compiled_lib.compiled(rule, step)
+    programs = {}  # by sizes: one function for all would look to TensorFlow like retracing
+
+    def run(weights, vectors, states):
+        sizes = tuple(vector.shape[0] for vector in vectors)
+        if sizes not in programs:
+            programs[sizes] = compiled.program(rule, step)
+        return programs[sizes](weights, vectors, states)
+
+    return run
 
 
 def update(program, weights, gradients, states, assign):

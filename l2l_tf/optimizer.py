@@ -139,8 +139,7 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         # For each variable, the leaves of its rule state. Under `fit` this runs while a graph is
         # traced, where an assignment would be lost: all values come from initializers.
         self._states = [self._add_state(variable) for variable in variables]
-        program = chunked_update.program(self.rule)
-        self._program = lambda *args: program(*args)  # Keras would track a tf.function
+        self._program = chunked_update.program(self.rule)
 
     def _check_restored(self, variables):
         shapes = [tuple(variable.shape) for variable in variables]

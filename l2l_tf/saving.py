@@ -153,6 +153,7 @@ def damaged(path, what):
 
 def _read_json(directory, name):
     """The content of a file of ours, a dict; or None if there is no such file."""
+    directory = os.fspath(directory)
     path = os.path.join(directory, name)
     try:
         text = read_text(directory, name)

@@ -25,6 +25,15 @@ def call(script, *flags):
     return subprocess.run(command(script, *flags), capture_output=True, text=True)
 
 
+def test_second_derivatives_need_no_other_flag(tmp_path):
+    flags = [*SMALL, "--num_episodes=2", "--validate_every=2", "--noevaluate"]
+    done = call("meta_train", *flags, "--second_derivatives", f"--save_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert card["settings"]["backward_fraction"] == 1.0
+    assert card["seconds"] > 0 and "CPU cores" in card["machine"]
+
+
 def test_meta_train_and_evaluate(tmp_path):
     save_dir = tmp_path / "run"
     flags = [*SMALL, "--num_episodes=8", "--validate_every=4", "--num_seeds=2"]

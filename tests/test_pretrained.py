@@ -23,7 +23,7 @@ def test_names():
 def test_card(name):
     card = saving.read_card(saving.pretrained_path(name))
     assert card["command"].startswith("bin/meta_train")
-    assert card["settings"]["problem"] in name.replace("mlp", "")
+    assert name.startswith(card["settings"]["problem"])
     assert {"tensorflow", "keras", "l2l_tf"} < set(card["versions"])
     assert card["seconds"] > 0 and card["machine"] and card["known_limits"]
     assert set(card["tables"]) == {"20 steps", "100 steps", "200 steps"}
@@ -74,6 +74,13 @@ def test_the_table_of_a_shipped_rule():
     assert "loss sum (5 steps)" in done.stdout
 
 
+def test_an_unknown_rule_or_horizon():
+    done = call("pretrained", "--names=mnits")
+    assert done.returncode == 1 and "Unknown shipped rule 'mnits'" in done.stderr
+    done = call("pretrained", "--horizons=x")
+    assert done.returncode == 1 and "--horizons" in done.stderr
+
+
 def test_ship_a_rule(tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     flags = ["--problem=quadratic", "--layers=4", "--num_steps=10", "--unroll_length=5"]
@@ -88,3 +95,7 @@ def test_ship_a_rule(tmp_path, monkeypatch):
     assert "best" not in card and os.fspath(tmp_path) not in str(card)
     with pytest.raises(FileExistsError):
         pretrained.add(run_dir, "mine", "It is small.")
+    l2l_tf.save(update_rules.SGD(1.0), tmp_path / "no-card")
+    with pytest.raises(ValueError, match="Expected the save directory of a bin/meta_train"):
+        pretrained.add(tmp_path / "no-card", "other", "")
+    assert l2l_tf.pretrained_names() == ["mine"]

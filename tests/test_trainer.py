@@ -63,6 +63,15 @@ def test_jit_compile_gives_the_same_rule():
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-4)
 
 
+def test_jit_compile_with_drawn_coordinates():
+    trainer_ = trainer(conftest.keras_problem(), backward_fraction=0.5)
+    before = [w.numpy() for w in trainer_.rule.weights]
+    trainer_.compile(optimizer=keras.optimizers.Adam(0.01), jit_compile=True)
+    trainer_.fit(trainer_.dataset(0, 2), verbose=0)
+    moved = [np.abs(w.numpy() - b).max() for w, b in zip(trainer_.rule.weights, before)]
+    assert 1e-3 < max(moved) < 0.1
+
+
 def test_each_epoch_goes_on_with_new_episodes():
     trainer_ = trainer(credit="episode", meta_batch_size=2)
     dataset = trainer_.dataset(seed=0, num_episodes=4)
@@ -103,6 +112,12 @@ def test_a_loss_that_is_not_finite_stops_at_its_episode_and_step(num_optimizees)
 class NegativeLoss(Quadratic):
     def loss(self, theta, coefficients):
         return super().loss(theta, coefficients) - 1e6
+
+
+def test_a_rule_and_a_problem_of_two_dtypes():
+    rule_ = update_rules.CoordinatewiseLSTM((3,), dtype="float64")
+    with pytest.raises(ValueError, match="one dtype. Received: float64 and float32"):
+        MetaTrainer(rule_, Quadratic())
 
 
 def test_a_meta_gradient_that_is_not_finite_is_named():

@@ -128,6 +128,21 @@ def test_lstm_equals_keras_lstm_cells():
     np.testing.assert_allclose(run(rule, gradients), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["lstm", "rnnprop"])
+def test_backpropagation_by_hand_equals_the_tape(name):
+    rule = RULES[name](dtype="float64")
+    rng = np.random.default_rng(0)
+    gradients, cotangents = (tf.constant(rng.normal(size=(7, 5))) for _ in range(2))
+    state = tf.nest.map_structure(
+        lambda leaf: tf.constant(rng.uniform(0.1, 0.9, size=leaf.shape)), rule.initial_state(5)
+    )
+    by_hand = rule.backpropagate(gradients, state, cotangents)
+    by_tape = UpdateRule.backpropagate(rule, gradients, state, cotangents)
+    for ours, expected, variable in zip(by_hand, by_tape, rule.trainable_variables):
+        assert np.abs(expected).min() > 0 and expected.shape == variable.shape
+        np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
 def test_zero_head_makes_no_step_and_seed_fixes_the_rest():
     rule = update_rules.CoordinatewiseLSTM(seed=3)
     assert not run(rule, random_gradients()).any()

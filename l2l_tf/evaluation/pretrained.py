@@ -1,9 +1,6 @@
 """Shipped rules: how they get into the package, and what they reach."""
 
 import os
-import shutil
-
-import tensorflow as tf
 
 from l2l_tf import problems, saving
 from l2l_tf.evaluation.evaluate import evaluate
@@ -22,14 +19,18 @@ def add(run_dir, name, known_limits):
 
     Raises:
         FileExistsError: there is a rule of this name.
+        ValueError: `run_dir` is none of ``bin/meta_train``.
     """
     rule = saving.load(run_dir)
-    card = saving.read_card(run_dir)
+    card = saving.read_card(run_dir) or {}
+    missing = [key for key in KEPT if key not in card]
+    if missing:
+        raise ValueError(
+            f"The card of {os.fspath(run_dir)!r} lacks {', '.join(missing)}. Expected the save "
+            "directory of a bin/meta_train."
+        )
     directory = saving.pretrained_path(name)
     saving.save(rule, directory)
-    # Of a SavedModel, this file tells readers nothing that they need.
-    shutil.rmtree(os.path.join(directory, "assets"), ignore_errors=True)
-    tf.io.gfile.remove(os.path.join(directory, "fingerprint.pb"))
     kept = {key: card[key] for key in KEPT}
     saving.write_card(directory, {**kept, "known_limits": known_limits, "tables": {}})
 
@@ -46,6 +47,9 @@ def measure(name, data_dir=None, horizons=(20, 100, 200), num_seeds=20):
     Returns:
         Dict of horizon → ``Result``.
     """
+    if name not in saving.pretrained_names():
+        names = ", ".join(saving.pretrained_names())
+        raise ValueError(f"Unknown shipped rule {name!r}. Expected one of {names}.")
     card = saving.read_card(saving.pretrained_path(name))
     problem = problems.get(card["settings"]["problem"], data_dir=data_dir)
     seed = card["settings"]["seed"] + 1000

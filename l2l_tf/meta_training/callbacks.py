@@ -73,6 +73,9 @@ class KeepBestRule(keras.callbacks.Callback):
         self._save_dir = save_dir
         self._card = card
 
+    def on_train_begin(self, logs=None):
+        self._start = time.monotonic()
+
     def on_epoch_end(self, epoch, logs=None):
         episodes = int(self.model.episode.numpy())
         losses = {key: logs[key] for key in ("loss", "val_loss", "val_final_loss")}
@@ -80,6 +83,9 @@ class KeepBestRule(keras.callbacks.Callback):
         record |= {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in losses.items()}
         # An epoch that is run again after an interruption replaces its record.
         history = [r for r in self._card["validation"] if r["episodes"] < episodes]
+        now = time.monotonic()
+        self._card["seconds"] = round(self._card["seconds"] + now - self._start, 1)
+        self._start = now
         self._card["validation"] = [*history, record]
         best = self._card["best_validation_loss"]
         if record["val_loss"] is not None and (best is None or record["val_loss"] < best):

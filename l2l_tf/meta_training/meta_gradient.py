@@ -16,19 +16,19 @@ import os
 
 import tensorflow as tf
 
-from l2l_tf.update_rules import base
-from l2l_tf.update_rules import compiled as compiled_lib
+from l2l_tf.update_rules import base, compiled
 
-# Coordinates times steps that are backpropagated at once; the memory of the backward pass is
-# proportional to it, whatever the optimizee's size and the unroll length. On a CPU a chunk stays in
-# a core's cache, and as many chunks as there are cores run side by side. An accelerator wants
-# long vectors.
+# Coordinates times steps that are backpropagated at once. Beside the recorded gradients and the
+# cotangents, the memory of the backward pass is proportional to it, whatever the optimizee's size
+# and the unroll length. On a CPU a chunk stays in a core's cache, and as many chunks as there are
+# cores run side by side. A GPU wants long vectors, one chunk after another.
 CHUNK_SIZE_CPU = 10_240
-CHUNK_SIZE_ACCELERATOR = 4_000_000
+CHUNK_SIZE_GPU = 4_000_000
 
 
-def default_chunk_size():
-    return CHUNK_SIZE_ACCELERATOR if tf.config.list_logical_devices("GPU") else CHUNK_SIZE_CPU
+def _chunk_size_and_parallelism():
+    on_gpu = bool(tf.config.list_logical_devices("GPU"))
+    return (CHUNK_SIZE_GPU, 1) if on_gpu else (CHUNK_SIZE_CPU, os.cpu_count())
 
 
 def meta_gradient(
@@ -51,8 +51,9 @@ def meta_gradient(
         backward_fraction: below 1, only this share of the coordinates is backpropagated, drawn
             at random, and what they give is scaled up: an unbiased estimate.
         seed: ``[2]``, of that draw.
-        chunk_size: coordinates times steps in a chunk; the memory for the backward pass is that
-            of a chunk on each core. None takes 10,240 on a CPU, 4 million with a GPU.
+        chunk_size: coordinates times steps in a chunk: what the backward pass takes beside the
+            recorded gradients and the cotangents. None takes 10,240 on a CPU, where each core
+            runs a chunk, and 4 million with a GPU.
 
     Returns:
         List of gradients, one for each of ``rule.trainable_variables``.
@@ -70,7 +71,7 @@ def meta_gradient(
             lambda leaf: tf.gather(leaf, coordinates, axis=-1), (gradients, states, of_updates)
         )
         of_updates *= total / drawn
-    return _by_chunk(rule, gradients, states, of_updates, chunk_size or default_chunk_size())
+    return _by_chunk(rule, gradients, states, of_updates, chunk_size)
 
 
 def cotangents(gradients, weights):
@@ -82,10 +83,11 @@ def draw_coordinates(total, drawn, seed):
     """Indices ``[drawn]`` below `total`, increasing: one at random in each of `drawn` equal strata.
 
     Each index is drawn ``drawn / total`` times on average. (An index on a border of strata may be
-    drawn twice, and is then counted twice.) Strata spread the draw evenly over the layers.
+    drawn twice, and is then counted twice.) Strata spread the draw evenly over the layers. Under
+    XLA the same seed draws others.
     """
     places = tf.cast(tf.range(drawn), tf.float64)
-    places += tf.random.stateless_uniform([drawn], seed, dtype=tf.float64)
+    places += tf.random.stateless_uniform([drawn], seed, dtype=tf.float64, alg="philox")
     return tf.minimum(tf.cast(places * (total / drawn), tf.int32), total - 1)
 
 
@@ -93,10 +95,12 @@ def _by_chunk(rule, gradients, states, of_updates, chunk_size):
     """Chunk by chunk through the coordinates, those of all segments side by side."""
     num_steps, total = gradients.shape
     num_segments = _num_segments(states)
+    default_chunk_size, parallelism = _chunk_size_and_parallelism()
+    chunk_size = chunk_size or default_chunk_size
     chunk = min(total, max(1, chunk_size // num_steps))
     num_chunks = -(-total // chunk)
-    backpropagate = compiled_lib.compiled(rule, rule.backpropagate)
-    weights = compiled_lib.weights(rule)  # read once: the chunks are then run side by side
+    backpropagate = compiled.program(rule, rule.backpropagate)
+    rule_weights = compiled.weights(rule)  # read once: the chunks are then run side by side
 
     def fold(recorded):  # [T, chunk] → [K, T / K * chunk]
         recorded = tf.reshape(recorded, [num_segments, -1, chunk])
@@ -112,14 +116,14 @@ def _by_chunk(rule, gradients, states, of_updates, chunk_size):
         # one before counts there only.
         first = tf.minimum(index * chunk, total - chunk)
         is_new = tf.cast(first + tf.range(chunk) >= index * chunk, of_updates.dtype)
-        recorded, starts, cotangents_ = tf.nest.map_structure(
+        recorded, starts, of_updates_chunk = tf.nest.map_structure(
             lambda leaf: _slice_last(leaf, first, chunk), (gradients, states, of_updates)
         )
         products = backpropagate(
-            weights,
+            rule_weights,
             fold(recorded),
             tf.nest.map_structure(fold_state, starts),
-            fold(cotangents_ * is_new),
+            fold(of_updates_chunk * is_new),
         )
         return index + 1, [a + b for a, b in zip(sums, products)]
 
@@ -129,7 +133,7 @@ def _by_chunk(rule, gradients, states, of_updates, chunk_size):
         one_chunk,
         (0, zeros),
         maximum_iterations=num_chunks,
-        parallel_iterations=os.cpu_count(),
+        parallel_iterations=parallelism,
     )
     return sums
 
@@ -138,14 +142,14 @@ def _by_segment(rule, layout, gradients, states, of_updates):
     """For rules whose coordinates are coupled: one optimizee and segment after another."""
     num_segments = _num_segments(states)
     length = gradients.shape[0] // num_segments
-    backpropagate = compiled_lib.compiled(rule, rule.backpropagate)
-    weights = compiled_lib.weights(rule)
+    backpropagate = compiled.program(rule, rule.backpropagate)
+    rule_weights = compiled.weights(rule)
     sums = [tf.zeros(v.shape, v.dtype) for v in rule.trainable_variables]
     for index in range(num_segments):
         steps = slice(index * length, (index + 1) * length)
         for optimizee, state in enumerate(states):
             products = backpropagate(
-                weights,
+                rule_weights,
                 base.split(gradients[steps, optimizee], layout),
                 tf.nest.map_structure(lambda leaf, index=index: leaf[index], state),
                 base.split(of_updates[steps, optimizee], layout),

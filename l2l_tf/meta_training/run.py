@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 
 import keras
 import numpy as np
@@ -78,7 +77,6 @@ def meta_train(
     directory = os.path.join(save_dir, "checkpoints")
     manager = tf.train.CheckpointManager(checkpoint, directory, max_to_keep=2)
     _restore(checkpoint, manager)
-    start = time.monotonic()
     trainer.fit(
         dataset,
         initial_epoch=int(trainer.episode.numpy()) // validate_every,
@@ -91,8 +89,6 @@ def meta_train(
         ],
         verbose=verbose,
     )
-    card["seconds"] = round(card["seconds"] + time.monotonic() - start, 1)
-    saving.write_card(save_dir, card)
     if card["best"] is None:
         raise FloatingPointError(
             f"No validation on '{trainer.problem.name}' gave a finite loss, so there is no best "

@@ -71,6 +71,11 @@ class MetaTrainer(keras.Model):
                 f"{type(rule).__name__} has no trainable weights to meta-train. Expected a learned "
                 "rule, such as l2l_tf.update_rules.CoordinatewiseLSTM()."
             )
+        if rule.dtype != problem.dtype:
+            raise ValueError(
+                f"The rule and the problem must have one dtype. Received: {rule.dtype} and "
+                f"{problem.dtype}"
+            )
         if unroll_length < 1 or num_steps < 1 or num_steps % unroll_length:
             raise ValueError(
                 "`num_steps` must be a positive multiple of `unroll_length`. "

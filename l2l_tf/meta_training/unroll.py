@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from l2l_tf.update_rules import base
-from l2l_tf.update_rules.compiled import compiled, weights
+from l2l_tf.update_rules import base, compiled
 
 
 class Trajectory(NamedTuple):
@@ -65,7 +64,7 @@ def unroll(
     num_optimizees = parameters.shape[0]
     update = rule.update
     if not second_derivatives:
-        update = functools.partial(compiled(rule, rule.update), weights(rule))
+        update = functools.partial(compiled.program(rule, rule.update), compiled.weights(rule))
 
     def write(arrays, step, *values):
         return [array.write(step, value) for array, value in zip(arrays, values)]

@@ -48,7 +48,9 @@ def fold_in(seed, *data):
     """A new seed for each integer in `data`: independent streams out of one seed."""
     for value in data:
         # What is drawn depends on the integer's dtype: always the same one.
-        seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(value, tf.int64))
+        seed = tf.random.experimental.stateless_fold_in(
+            seed, tf.cast(value, tf.int64), alg="philox"
+        )
     return seed
 
 

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 
-def compiled(rule, function):
+def program(rule, function):
     """A function that calls a rule, as an XLA program of the rule's weights and the arguments.
 
     The weights enter as tensors, of ``weights(rule)``: TensorFlow would not run two calls of a

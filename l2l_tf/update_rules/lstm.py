@@ -69,7 +69,7 @@ class LSTMRule(base.UpdateRule):
         return ()
 
     def postprocess(self, outputs):
-        """The head's outputs to updates, element by element."""
+        """The head's outputs to updates, element by element. Also without meta-parameters."""
         raise NotImplementedError
 
     def initial_state(self, layout):
@@ -99,13 +99,13 @@ class LSTMRule(base.UpdateRule):
         layers, moments = state
         num_steps = gradients.shape[0]
 
-        def preprocess(t, moments, features):
+        def one_step(t, moments, features):
             of_step, moments = self.preprocess(gradients[t], moments)
             return t + 1, moments, features.write(t, of_step)
 
         *_, features = tf.while_loop(
             lambda t, *_: t < num_steps,
-            preprocess,
+            one_step,
             (0, moments, tf.TensorArray(gradients.dtype, num_steps)),
             maximum_iterations=num_steps,
         )

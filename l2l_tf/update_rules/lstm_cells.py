@@ -28,7 +28,7 @@ def step(kernel, bias, inputs, state):
         state: ``(hidden, cell)``, each ``[units, N]``.
 
     Returns:
-        ``((hidden, cell), saved)``, the new state and what ``_step_backward`` needs.
+        ``((hidden, cell), saved)``, the new state and what the backward pass needs.
     """
     hidden, cell = state
     inputs = tf.concat([inputs, hidden], axis=0)
@@ -63,10 +63,10 @@ def backpropagate(layers, head, features, state, output_cotangent):
 
     def forward(t, state):
         inputs, new_state, saved = features[t], [], []
-        for layer, of_layer in zip(layers, state):
-            of_layer, saved_by_layer = step(*layer, inputs, of_layer)
-            inputs = of_layer[0]
-            new_state.append(of_layer)
+        for layer, layer_state in zip(layers, state):
+            layer_state, saved_by_layer = step(*layer, inputs, layer_state)
+            inputs = layer_state[0]
+            new_state.append(layer_state)
             saved.append(saved_by_layer)
         return tuple(new_state), saved
 
@@ -79,18 +79,19 @@ def backpropagate(layers, head, features, state, output_cotangent):
         before = tf.nest.pack_sequence_as(state, [array.read(t) for array in records])
         after, saved = forward(t, before)
         top = after[-1][0]
-        of_outputs = output_cotangent(t, tf.matmul(head_kernel, top) + head_bias)  # [1, N]
-        above = tf.transpose(head_kernel) * of_outputs
-        state_cotangents, (*sums, of_head) = list(state_cotangents), sums
-        of_head = _add_products(of_head, of_outputs, top)
+        outputs_cotangent = output_cotangent(t, tf.matmul(head_kernel, top) + head_bias)  # [1, N]
+        above = tf.transpose(head_kernel) * outputs_cotangent
+        state_cotangents, (*sums, head_sums) = list(state_cotangents), sums
+        head_sums = _add_products(head_sums, outputs_cotangent, top)
         for index in reversed(range(len(layers))):
             hidden, cell = state_cotangents[index]
-            of_gates, cell = _step_backward(saved[index], hidden + above, cell)
-            sums[index] = _add_products(sums[index], of_gates, saved[index][0])
-            of_inputs = tf.matmul(layers[index][0], of_gates, transpose_a=True)
-            above, hidden = of_inputs[: -hidden.shape[0]], of_inputs[-hidden.shape[0] :]
-            state_cotangents[index] = (hidden, cell)
-        return steps_done + 1, tuple(state_cotangents), (*sums, of_head)
+            gates_cotangent, cell = _step_backward(saved[index], hidden + above, cell)
+            sums[index] = _add_products(sums[index], gates_cotangent, saved[index][0])
+            inputs_cotangent = tf.matmul(layers[index][0], gates_cotangent, transpose_a=True)
+            units = hidden.shape[0]
+            above = inputs_cotangent[:-units]
+            state_cotangents[index] = (inputs_cotangent[-units:], cell)
+        return steps_done + 1, tuple(state_cotangents), (*sums, head_sums)
 
     records = [
         tf.TensorArray(leaf.dtype, num_steps, element_shape=leaf.shape)
@@ -103,8 +104,8 @@ def backpropagate(layers, head, features, state, output_cotangent):
     *_, sums = tf.while_loop(
         lambda t, *_: t < num_steps, backward, (0, *zeros), maximum_iterations=num_steps
     )
-    *of_layers, of_head = sums
-    return [weight for layer in of_layers for weight in halved(*layer)] + list(of_head)
+    *layer_sums, head_sums = sums
+    return [weight for layer in layer_sums for weight in halved(*layer)] + list(head_sums)
 
 
 def _step_backward(saved, hidden_cotangent, cell_cotangent):
@@ -114,13 +115,13 @@ def _step_backward(saved, hidden_cotangent, cell_cotangent):
     write, forget, candidate, read = gates
     cell_cotangent += 0.5 * hidden_cotangent * (1.0 + read) * (1.0 - squashed * squashed)
     half = 0.5 * cell_cotangent
-    of_gates = [
+    gates_cotangent = [
         half * candidate * (1.0 - write * write),
         half * cell * (1.0 - forget * forget),
         half * (1.0 + write) * (1.0 - candidate * candidate),
         0.5 * hidden_cotangent * squashed * (1.0 - read * read),
     ]
-    return tf.concat(of_gates, axis=0), half * (1.0 + forget)
+    return tf.concat(gates_cotangent, axis=0), half * (1.0 + forget)
 
 
 def _add_products(sums, cotangents, inputs):
