@@ -35,14 +35,15 @@ def add(run_dir, name, known_limits):
     saving.write_card(directory, {**kept, "known_limits": known_limits, "tables": {}})
 
 
-def measure(name, data_dir=None, horizons=(20, 100, 200), num_seeds=20):
+def measure(name, data_dir=None, horizons=(20, 100, 200), num_seeds=None):
     """Compares a shipped rule with tuned baselines, on the held-out side of its problem.
 
     Args:
         name: of the rule.
         data_dir: as of ``l2l_tf.problems.get``.
         horizons: numbers of steps; baselines are tuned anew for each.
-        num_seeds: optimizees, new ones: neither seen in meta-training nor in its own report.
+        num_seeds: optimizees, new ones: neither seen in meta-training nor in its own report. None
+            takes 20, and 256 of random functions, which differ more.
 
     Returns:
         Dict of horizon → ``Result``.
@@ -52,6 +53,7 @@ def measure(name, data_dir=None, horizons=(20, 100, 200), num_seeds=20):
         raise ValueError(f"Unknown shipped rule {name!r}. Expected one of {names}.")
     card = saving.read_card(saving.pretrained_path(name))
     problem = problems.get(card["settings"]["problem"], data_dir=data_dir)
+    num_seeds = num_seeds or (256 if problem.vectorized else 20)
     seed = card["settings"]["seed"] + 1000
     return {
         num_steps: evaluate(
