@@ -320,7 +320,7 @@ def fraction():
             [gradient(trajectories[0], tf.constant([0, i])).numpy() for i in range(20)]
         )
         between = np.array([gradient(t, tf.constant([0, 0])).numpy() for t in trajectories])
-        size = np.linalg.norm(draws.mean(axis=0))
+        size = float(np.linalg.norm(draws.mean(axis=0)))
         seconds, _ = measure.median_seconds(
             {"backward": lambda g=gradient: g(trajectories[0], tf.constant([0, 0]))}
         )

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from l2l_tf import problems, update_rules
 from l2l_tf.meta_training import objectives
+from l2l_tf.meta_training import unroll as unroll_lib
 from l2l_tf.meta_training.episodes import episode_seed, windows
 from l2l_tf.meta_training.meta_gradient import cotangents, meta_gradient
 from l2l_tf.meta_training.unroll import initial_state, unroll
@@ -253,3 +254,16 @@ def test_second_derivatives_equal_finite_differences():
         objectives.loss_sum,
     )
     assert np.linalg.norm(first_order[0] - exact[0]) > 1e-3 * np.linalg.norm(exact[0])
+
+
+def test_strands_side_by_side_equal_one(monkeypatch):
+    problem, rule = conftest.keras_problem(), rnnprop()
+    parameters, (batches,) = episode(problem)
+    state = initial_state(rule, problem.layout, 2)
+    results = []
+    for min_strand in (10**9, 3):
+        monkeypatch.setattr(unroll_lib, "MIN_STRAND", min_strand)
+        kwargs = {"num_steps": NUM_STEPS, "segment_length": SEGMENT}
+        trajectory = unroll(rule, problem, parameters, state, batches, **kwargs)
+        results.append(np.concatenate([x.numpy().ravel() for x in tf.nest.flatten(trajectory)]))
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-6)
