@@ -1,6 +1,6 @@
 """Benchmarks: meta-training and applying a rule, against the textbook way, Adam and the limit.
 
-  python benchmarks/run.py                      # all, about ten minutes; the machine to itself
+  python benchmarks/run.py                      # all, about six minutes; the machine to itself
   python benchmarks/run.py --only=meta,apply --output=benchmarks/results.json
 
 Parts: meta (meta-training speed), apply (in `fit`), growth (with the number of coordinates),
