@@ -25,26 +25,19 @@ from benchmarks import measure
 from benchmarks.textbook import TextbookTrainer
 from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
 from l2l_tf.meta_training import unroll as unroll_lib
+from l2l_tf.problems.classification import BATCH_SIZE, perceptron
 from l2l_tf.update_rules import base
 
-_ONLY = flags.DEFINE_list("only", ["meta", "apply", "growth", "memory", "first", "fraction"], "")
+_ONLY = flags.DEFINE_list(
+    "only", ["meta", "apply", "growth", "memory", "first", "fraction"], "Parts to run."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 UNROLL_LENGTH = 20
-BATCH_SIZE = 128
 
 
 def mlp(*hidden):
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input([28, 28, 1]),
-            layers.Rescaling(1 / 255),
-            layers.Flatten(),
-            *[layers.Dense(units, "sigmoid") for units in hidden],
-            layers.Dense(10),
-        ]
-    )
+    return perceptron((28, 28, 1), 1 / 255, hidden)
 
 
 def conv_net():
