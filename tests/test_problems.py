@@ -1,21 +1,34 @@
+from unittest import mock
+
 import conftest
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from l2l_tf import problems
+from l2l_tf.problems import names
+from l2l_tf.problems.cifar10 import FusedBatchNormalization
 
 PROBLEMS = {
     "digits": lambda: problems.get("digits"),
     "lasso": lambda: problems.get("lasso"),
     "quadratic": lambda: problems.get("quadratic"),
     "rastrigin": lambda: problems.get("rastrigin"),
+    "simple": lambda: problems.get("simple"),
+    "simple-multi": lambda: problems.get("simple-multi"),
+    "ensemble": lambda: problems.get("quadratic+0.5*rastrigin"),
+    "mixed ensemble": lambda: problems.Ensemble(
+        [(problems.Quadratic(), 2.0), (PROBLEMS["mlp"](), 0.5)]
+    ),
     "mlp": lambda: conftest.keras_problem(heldout=conftest.image_data(seed=1)),
     "conv_net": lambda: conftest.keras_problem(
         conftest.conv_net, heldout=conftest.image_data(seed=1)
     ),
+    "cifar": lambda: fake_cifar("cifar5"),
 }
+ALWAYS_THE_SAME_FUNCTION = ("simple", "simple-multi")
 SEED = tf.constant([1, 2], tf.int64)
 OTHER = tf.constant([1, 3], tf.int64)
 
@@ -32,6 +45,19 @@ def differ(a, b):
     return any((x.numpy() != y.numpy()).any() for x, y in zip(*map(tf.nest.flatten, (a, b))))
 
 
+def fake_cifar(name):
+    """A CIFAR problem on images of noise around their label."""
+
+    def images(seed, num_images=800):
+        labels = np.arange(num_images) % 10
+        noise = np.random.default_rng(seed).integers(0, 20, (num_images, 32, 32, 3))
+        images = (20 * labels[:, None, None, None] + noise).astype("uint8")
+        return tf.data.Dataset.from_tensor_slices((images, labels))
+
+    with mock.patch("l2l_tf.problems.cifar10.load_tfds", lambda *args: [images(0), images(1)]):
+        return problems.get(name)
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_problem(name):
     problem = PROBLEMS[name]()
@@ -43,8 +69,9 @@ def test_every_problem(name):
     drawn = batches(problem)
     assert len(drawn) == 3
     assert_equal(drawn, batches(problem))
-    assert differ(drawn, batches(problem, seed=OTHER))
-    assert differ(drawn, batches(problem, side="heldout"))
+    if name not in ALWAYS_THE_SAME_FUNCTION:
+        assert differ(drawn, batches(problem, seed=OTHER))
+        assert differ(drawn, batches(problem, side="heldout"))
     assert_equal(drawn[:2], batches(problem, count=2))
 
     loss, gradients = problem.loss_and_gradients(parameters, drawn[0])
@@ -58,12 +85,114 @@ def test_every_problem(name):
     after, _ = problem.loss_and_gradients(moved, drawn[0])
     np.testing.assert_allclose(loss - after, step * norm**2, rtol=0.1)
 
+    if problem.vectorized:
+        twice = tf.nest.map_structure(lambda t: tf.stack([t, t]), (parameters, drawn[0]))
+        losses, _ = tf.vectorized_map(lambda pair: problem.loss_and_gradients(*pair), twice)
+        np.testing.assert_allclose(losses, [loss, loss], rtol=1e-5)
+
 
 def test_quadratic_by_hand():
     theta, w, y = tf.constant([1.0, 2.0]), tf.constant([[1.0, 0.0], [1.0, 1.0]]), tf.ones([2])
     loss, (gradient,) = problems.Quadratic(2).loss_and_gradients([theta], (w, y))
     assert loss == 4.0  # residual (0, 2)
     np.testing.assert_array_equal(gradient, [4.0, 4.0])  # 2 Wᵀ residual
+
+
+def test_simple_by_hand():
+    problem = problems.get("simple-multi")
+    assert problem.layout == [("x_0", ()), ("x_1", ())]
+    loss, gradients = problem.loss_and_gradients([tf.constant(3.0), tf.constant(-1.0)], 0.0)
+    assert loss == 10.0 and [float(g) for g in gradients] == [6.0, -2.0]
+    starts = np.array([problem.sample_parameters([0, i]) for i in range(100)])
+    np.testing.assert_allclose(starts.mean(), 1.0, atol=0.03)
+    np.testing.assert_allclose(starts.std(), 0.1, rtol=0.2)
+
+
+def test_ensemble_is_the_weighted_sum_of_its_members():
+    quadratic, rastrigin = problems.get("quadratic"), problems.get("rastrigin")
+    problem = problems.get("2*quadratic+rastrigin+-.5*quadratic")
+    assert problem.name == "2*quadratic+rastrigin+-0.5*quadratic"
+    assert problem.layout == [
+        ("0/quadratic/theta", (10,)),
+        ("1/rastrigin/theta", (2,)),
+        ("2/quadratic/theta", (10,)),
+    ]
+    parameters, (batch, *_) = problem.sample_parameters(SEED), batches(problem)
+    assert differ(parameters[0], parameters[2]) and differ(batch[0], batch[2])
+    loss, gradients = problem.loss_and_gradients(parameters, batch)
+    members = [
+        member.loss_and_gradients([theta], coefficients)
+        for member, theta, coefficients in zip((quadratic, rastrigin, quadratic), parameters, batch)
+    ]
+    weights = [2.0, 1.0, -0.5]
+    np.testing.assert_allclose(loss, sum(w * f for w, (f, _) in zip(weights, members)), rtol=1e-6)
+    for weight, gradient, (_, (of_member,)) in zip(weights, gradients, members):
+        np.testing.assert_allclose(gradient, weight * of_member, rtol=1e-6)
+    assert problem.vectorized and not PROBLEMS["mixed ensemble"]().vectorized
+
+
+def test_members_of_one_name_share_one_problem():
+    problem = problems.get("digits+3*digits")
+    assert problem.members[0][0] is problem.members[1][0]
+
+
+@pytest.mark.parametrize(
+    "name, labels",
+    [
+        ("cifar10", range(10)),
+        ("cifar5", range(5)),
+        ("cifar2", range(2)),
+        ("cifar5-sub", range(5, 10)),
+    ],
+)
+def test_cifar_has_its_labels_alone_and_numbers_them_anew(name, labels):
+    problem = fake_cifar(name)
+    assert problem.name == name and problem.layout[-1][1] == (len(labels),)
+    for side in ("train", "heldout"):
+        (images, new), _ = batches(problem, side, count=1)[0]
+        assert images.shape == (128, 32, 32, 3) and images.dtype == tf.uint8
+        old = images.numpy()[:, 0, 0, 0] // 20
+        assert set(old) == set(labels)
+        np.testing.assert_array_equal(new, old - labels[0])
+
+
+def test_cifar_net_is_the_papers():
+    layout = fake_cifar("cifar10").layout
+    assert layout[0][0] == "conv_net/conv_0/kernel" and layout[-1][0] == "conv_net/output/bias"
+    shapes = [shape for _, shape in layout]
+    convolutions = [s for c in (3, 16, 16) for s in ((5, 5, c, 16), (16,), (16,))]
+    assert shapes == [*convolutions, (4 * 4 * 16, 32), (32,), (32,), (32, 10), (10,)]
+
+
+def test_fused_batch_normalization_is_that_of_keras():
+    images = tf.random.stateless_normal([8, 6, 6, 4], SEED, mean=3.0, stddev=2.0)
+    cotangents = tf.random.stateless_normal([8, 6, 6, 4], OTHER)
+    results = []
+    for layer in (FusedBatchNormalization(), keras.layers.BatchNormalization()):
+        layer.build(images.shape)
+        layer.gamma.assign([1.0, 2.0, -0.5, 0.1])
+        layer.beta.assign([0.0, 1.0, 2.0, -3.0])
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = layer(images, training=True)
+        sources = [images, layer.gamma.value, layer.beta.value]
+        results.append([outputs, *tape.gradient(outputs, sources, cotangents)])
+    for fused, of_keras in zip(*results):
+        np.testing.assert_allclose(fused, of_keras, rtol=1e-4, atol=1e-4)
+
+
+def test_cifar2_as_tfds_has_it():
+    if not tfds.builder("cifar10").is_prepared():
+        pytest.skip("TFDS' default directory, or TFDS_DATA_DIR, does not hold cifar10")
+    problem = problems.get("cifar2")
+    for side, num_images in (("train", 10_000), ("heldout", 2_000)):
+        drawn = batches(problem, side, count=num_images // 128)
+        labels = np.concatenate([y for (_, y), _ in drawn])
+        np.testing.assert_allclose(np.bincount(labels), num_images / 2, rtol=0.05)
+
+
+def test_names_for_help_are_those_that_get_knows():
+    assert sorted(names.NAMES) == sorted([*problems._BUILT_IN, *problems._READ_FROM_TFDS])
 
 
 def test_digits_sides_share_no_image():
@@ -195,6 +324,20 @@ def _unreached():
         ),
         (lambda: problems.KerasProblem(_unreached, _regression().take(0), "mse"), "is empty"),
         (lambda: problems.get("digit"), "Did you mean 'digits'"),
+        (lambda: problems.get("quadratic+2*rastrigan"), "Did you mean 'rastrigin'"),
+        (lambda: problems.get("quadratic+"), "Received the member: ''"),
+        (lambda: problems.get("2*"), r"Received the member: '2\*'"),
+        (lambda: problems.get("x*quadratic"), r"finite weight.*Received the member: 'x\*quad"),
+        (lambda: problems.get("1e+3*quadratic"), "Unknown problem '1e'"),
+        (lambda: problems.get("inf*quadratic"), r"Received the member: 'inf\*quadratic'"),
+        (lambda: problems.Ensemble([]), "at least one"),
+        (lambda: problems.Ensemble([problems.Lasso()]), "pair .Problem, number"),
+        (lambda: problems.Ensemble([("lasso", 1.0)]), "pair .Problem, number"),
+        (lambda: problems.Ensemble([(problems.Lasso(), np.nan)]), "finite. Received: nan for 'la"),
+        (lambda: problems.Simple(0), "num_variables=0"),
+        (lambda: problems.cifar(labels=[3]), r"labels=\[3\]"),
+        (lambda: problems.cifar(labels=[3, 3]), r"labels=\[3, 3\]"),
+        (lambda: problems.cifar(labels=[3, 10]), r"labels=\[3, 10\]"),
         (lambda: problems.get("no.module:problem"), "importable module"),
         (lambda: problems.get("math:pi"), None),
         (lambda: problems.get("builtins:dict"), "Received: dict"),
@@ -206,10 +349,11 @@ def test_bad_input(make, message):
         make()
 
 
-def test_mnist_without_its_data_or_a_network_fails_at_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, data", [("mnist", "mnist"), ("cifar5", "cifar10")])
+def test_without_data_or_a_network_fails_at_once(name, data, tmp_path, monkeypatch):
     def no_network(*args, **kwargs):
         raise OSError
 
     monkeypatch.setattr("socket.create_connection", no_network)
-    with pytest.raises(FileNotFoundError, match="(?s)No dataset 'mnist'.*tfds build mnist"):
-        problems.get("mnist", data_dir=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"(?s)No dataset '{data}'.*tfds build {data}"):
+        problems.get(name, data_dir=str(tmp_path))

@@ -5,32 +5,60 @@ import functools
 import importlib
 
 from l2l_tf.problems.base import Problem
+from l2l_tf.problems.cifar10 import cifar
 from l2l_tf.problems.classification import digits, mnist
-from l2l_tf.problems.functions import Lasso, Quadratic, Rastrigin
+from l2l_tf.problems.ensemble import Ensemble, terms
+from l2l_tf.problems.functions import Lasso, Quadratic, Rastrigin, Simple
 from l2l_tf.problems.keras_problem import KerasProblem
+from l2l_tf.problems.names import OTHER
 
-__all__ = ["KerasProblem", "Lasso", "Problem", "Quadratic", "Rastrigin", "digits", "get", "mnist"]
+__all__ = [
+    "Ensemble",
+    "KerasProblem",
+    "Lasso",
+    "Problem",
+    "Quadratic",
+    "Rastrigin",
+    "Simple",
+    "cifar",
+    "digits",
+    "get",
+    "mnist",
+]
 
-# The optimizees to which the paper transfers a rule that was trained on "mnist" (its figure 5).
-_MNIST_VARIANTS = {
-    "mnist-40-units": {"hidden": (40,)},
-    "mnist-two-layers": {"hidden": (20, 20)},
-    "mnist-relu": {"activation": "relu"},
+# The optimizees to which the paper transfers a rule that was trained on "mnist" (its figure 5) or
+# "cifar10" (figure 7).
+_VARIANTS = {
+    "mnist-40-units": (mnist, {"hidden": (40,)}),
+    "mnist-two-layers": (mnist, {"hidden": (20, 20)}),
+    "mnist-relu": (mnist, {"activation": "relu"}),
+    "cifar2": (cifar, {"labels": range(2)}),
+    "cifar5": (cifar, {"labels": range(5)}),
+    "cifar5-sub": (cifar, {"labels": range(5, 10)}),
 }
 _READ_FROM_TFDS = {
+    "cifar10": cifar,
     "mnist": mnist,
-    **{n: functools.partial(mnist, name=n, **kwargs) for n, kwargs in _MNIST_VARIANTS.items()},
+    **{n: functools.partial(f, name=n, **kwargs) for n, (f, kwargs) in _VARIANTS.items()},
 }
-_BUILT_IN = {"digits": digits, "lasso": Lasso, "quadratic": Quadratic, "rastrigin": Rastrigin}
+_BUILT_IN = {
+    "digits": digits,
+    "lasso": Lasso,
+    "quadratic": Quadratic,
+    "rastrigin": Rastrigin,
+    "simple": Simple,
+    "simple-multi": functools.partial(Simple, num_variables=2),
+}
 
 
 def get(name, data_dir=None):
     """A problem by the name that the command line uses.
 
     Args:
-        name: "digits", "lasso", "mnist", "mnist-40-units", "mnist-two-layers", "mnist-relu",
-            "quadratic", "rastrigin", or "package.module:function", a function without arguments
-            that returns a ``Problem``.
+        name: one of ``names.NAMES``; or "package.module:function", a function without arguments
+            that returns a ``Problem``; or an ``Ensemble`` of those, with "+" between the members
+            and "*" after a weight: "quadratic+2*rastrigin". A weight has no "+" of its own: 1e3,
+            not 1e+3.
         data_dir: directory of TensorFlow Datasets, for the problems that read from it.
 
     Raises:
@@ -40,6 +68,10 @@ def get(name, data_dir=None):
     >>> get("quadratic").layout
     [('theta', (10,))]
     """
+    if "+" in name or "*" in name:
+        pairs = terms(name)
+        problems = {member: get(member, data_dir) for member in dict(pairs)}  # read each once
+        return Ensemble([(problems[member], weight) for member, weight in pairs])
     if ":" in name:
         return _from_function(name)
     names = sorted([*_BUILT_IN, *_READ_FROM_TFDS])
@@ -48,7 +80,7 @@ def get(name, data_dir=None):
         raise ValueError(
             f"Unknown problem {name!r}."
             + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
-            + f" Expected one of {', '.join(names)}, or 'package.module:function'."
+            + f" Expected one of {', '.join(names)}, or such as {' or '.join(map(repr, OTHER))}."
         )
     if name in _READ_FROM_TFDS:
         return _READ_FROM_TFDS[name](data_dir=data_dir)

@@ -1,4 +1,4 @@
-"""Problems that are random functions in closed form, new ones each episode."""
+"""Problems that are functions in closed form: random ones, new each episode, and x²."""
 
 import tensorflow as tf
 
@@ -125,3 +125,40 @@ class Rastrigin(FunctionProblem):
         waves = tf.reduce_sum(c * tf.cos(2.0 * 3.141592653589793 * theta))
         bowl = 0.5 * tf.reduce_sum(tf.square(residual))
         return bowl + self.amplitude * (self.num_dimensions - waves)
+
+
+class Simple(base.Problem):
+    """f(x) = Σ_i x_i²: ``simple`` and ``simple_multi_optimizer`` of DeepMind's code.
+
+    To try a rule out, or one rule for each variable. Each x_i is a scalar variable of its own. It
+    starts near 1, drawn N(1, 0.1²): in DeepMind's code at 1, but then every episode were the same.
+    The function has nothing random, so a batch is a 0 that stands for no data.
+
+    Args:
+        num_variables: 1 is "simple" on the command line, 2 is "simple-multi".
+
+    >>> Simple().layout, Simple(2).layout
+    ([('x', ())], [('x_0', ()), ('x_1', ())])
+    """
+
+    vectorized = True
+
+    def __init__(self, num_variables=1):
+        if num_variables < 1:
+            raise ValueError(
+                f"`num_variables` must be positive. Received: num_variables={num_variables}"
+            )
+        self.name = "simple" if num_variables == 1 else "simple-multi"
+        names = ["x"] if num_variables == 1 else [f"x_{i}" for i in range(num_variables)]
+        self.layout = [(name, ()) for name in names]
+
+    def sample_parameters(self, seed):
+        starts = 1.0 + 0.1 * tf.random.stateless_normal([len(self.layout)], seed)
+        return tf.unstack(starts)
+
+    def batches(self, side, seed, num_batches):
+        base.check_side(side)
+        return tf.data.Dataset.from_tensors(tf.zeros([])).repeat(num_batches)
+
+    def loss_and_gradients(self, parameters, batch):
+        return tf.add_n([tf.square(x) for x in parameters]), [2.0 * x for x in parameters]

@@ -1,0 +1,130 @@
+"""Ensemble: several problems as one, their losses weighted and summed."""
+
+import math
+
+import tensorflow as tf
+
+from l2l_tf.problems import base
+
+
+class Ensemble(base.Problem):
+    """f(θ_0, θ_1, …) = Σ_i w_i f_i(θ_i): several optimizees as one, as in DeepMind's code.
+
+    To meta-train a rule on different problems at once. Each member has parameters and batches of
+    its own, and each of its gradients comes times its weight.
+
+    Args:
+        members: list of pairs ``(problem, weight)``: a ``Problem`` and a finite number. The
+            tensors of member i are called ``"<i>/<problem's name>/<tensor's name>"``.
+        name: of the problem, for tables. None takes the sum that the command line takes, such as
+            "quadratic+2*rastrigin".
+
+    Raises:
+        ValueError: no members, a weight is not finite, or the members' dtypes differ.
+        TypeError: a member is not such a pair.
+
+    >>> from l2l_tf.problems import Quadratic, Rastrigin
+    >>> problem = Ensemble([(Quadratic(10), 1.0), (Rastrigin(2), 0.5)])
+    >>> problem.layout
+    [('0/quadratic/theta', (10,)), ('1/rastrigin/theta', (2,))]
+    >>> problem.name
+    'quadratic+0.5*rastrigin'
+    """
+
+    def __init__(self, members, name=None):
+        self.members = [_checked(member) for member in members]
+        if not self.members:
+            raise ValueError(
+                "`members` must hold at least one pair (problem, weight). Received: []"
+            )
+        problems = [problem for problem, _ in self.members]
+        dtypes = sorted({problem.dtype for problem in problems})
+        if len(dtypes) > 1:
+            raise ValueError(
+                f"The members of an ensemble must be of one dtype. Received: {', '.join(dtypes)}"
+            )
+        self.dtype = dtypes[0]
+        self.name = name or "+".join(
+            problem.name if weight == 1 else f"{weight:g}*{problem.name}"
+            for problem, weight in self.members
+        )
+        self.layout = [
+            (f"{index}/{problem.name}/{tensor}", shape)
+            for index, problem in enumerate(problems)
+            for tensor, shape in problem.layout
+        ]
+        self.vectorized = all(problem.vectorized for problem in problems)
+
+    def sample_parameters(self, seed):
+        return [
+            tensor
+            for index, (problem, _) in enumerate(self.members)
+            for tensor in problem.sample_parameters(base.fold_in(seed, index))
+        ]
+
+    def batches(self, side, seed, num_batches):
+        return tf.data.Dataset.zip(
+            tuple(
+                problem.batches(side, base.fold_in(seed, index), num_batches)
+                for index, (problem, _) in enumerate(self.members)
+            )
+        )
+
+    def loss_and_gradients(self, parameters, batch):
+        losses, gradients, start = [], [], 0
+        for (problem, weight), member_batch in zip(self.members, batch):
+            end = start + len(problem.layout)
+            loss, of_member = problem.loss_and_gradients(parameters[start:end], member_batch)
+            losses.append(weight * loss)
+            gradients.extend(weight * gradient for gradient in of_member)
+            start = end
+        return tf.add_n(losses), gradients
+
+
+def terms(text):
+    """The members' names and weights in a sum as the command line takes it.
+
+    Args:
+        text: names with "+" between, each with a weight and "*" before it or without (1).
+
+    Returns:
+        List of pairs ``(name, weight)``.
+
+    Raises:
+        ValueError: a name is empty, or a weight is not a finite number.
+
+    >>> terms("quadratic+2*rastrigin")
+    [('quadratic', 1.0), ('rastrigin', 2.0)]
+    """
+    pairs = []
+    for term in text.split("+"):
+        weight, star, name = term.rpartition("*")
+        try:
+            value = float(weight) if star else 1.0
+        except ValueError:
+            value = math.nan
+        if not name.strip() or not math.isfinite(value):
+            raise ValueError(
+                f"Ensemble {text!r}: expected names of problems with '+' between, each alone or "
+                f"after a finite weight and '*', such as 'quadratic+2*rastrigin'. "
+                f"Received the member: {term!r}"
+            )
+        pairs.append((name.strip(), value))
+    return pairs
+
+
+def _checked(member):
+    try:
+        problem, weight = member
+        weight = float(weight)
+    except (TypeError, ValueError):
+        problem = None
+    if not isinstance(problem, base.Problem):
+        raise TypeError(
+            f"Each member of an ensemble must be a pair (Problem, number). Received: {member!r}"
+        )
+    if not math.isfinite(weight):
+        raise ValueError(
+            f"The weight of a member must be finite. Received: {weight} for '{problem.name}'"
+        )
+    return problem, weight
