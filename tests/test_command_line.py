@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import l2l_tf
-from l2l_tf import update_rules
+from l2l_tf import problems, update_rules
 
 BIN = pathlib.Path(__file__).parent.parent / "bin"
 SMALL = ["--layers=4", "--num_steps=10", "--unroll_length=5", "--problem=quadratic"]
@@ -131,6 +131,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     [
         ("meta_train", ["--rule=lstn"], "value should be one of <lstm|rnnprop>"),
         ("meta_train", ["--problem=digit"], "Did you mean 'digits'"),
+        ("meta_train", ["--problem=digits+nan*lasso"], "Received the member: 'nan*lasso'"),
         ("meta_train", ["--num_steps=30"], "num_steps=30, unroll_length=20"),
         ("meta_train", ["--layers=20,x"], "--layers must be integers"),
         (
@@ -158,3 +159,5 @@ def test_help_answers_without_loading_tensorflow(script):
     done = call(script, "--help")
     assert time.monotonic() - start < 3
     assert "--problem" in done.stdout and "bin/" in done.stdout
+    for name in problems.names.NAMES:
+        assert f"{name}: " in done.stdout
