@@ -9,7 +9,6 @@ import tensorflow_datasets as tfds
 
 from l2l_tf import problems
 from l2l_tf.problems import names
-from l2l_tf.problems.cifar10 import FusedBatchNormalization
 
 PROBLEMS = {
     "digits": lambda: problems.get("digits"),
@@ -162,23 +161,6 @@ def test_cifar_net_is_the_papers():
     shapes = [shape for _, shape in layout]
     convolutions = [s for c in (3, 16, 16) for s in ((5, 5, c, 16), (16,), (16,))]
     assert shapes == [*convolutions, (4 * 4 * 16, 32), (32,), (32,), (32, 10), (10,)]
-
-
-def test_fused_batch_normalization_is_that_of_keras():
-    images = tf.random.stateless_normal([8, 6, 6, 4], SEED, mean=3.0, stddev=2.0)
-    cotangents = tf.random.stateless_normal([8, 6, 6, 4], OTHER)
-    results = []
-    for layer in (FusedBatchNormalization(), keras.layers.BatchNormalization()):
-        layer.build(images.shape)
-        layer.gamma.assign([1.0, 2.0, -0.5, 0.1])
-        layer.beta.assign([0.0, 1.0, 2.0, -3.0])
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            outputs = layer(images, training=True)
-        sources = [images, layer.gamma.value, layer.beta.value]
-        results.append([outputs, *tape.gradient(outputs, sources, cotangents)])
-    for fused, of_keras in zip(*results):
-        np.testing.assert_allclose(fused, of_keras, rtol=1e-4, atol=1e-4)
 
 
 def test_cifar2_as_tfds_has_it():
