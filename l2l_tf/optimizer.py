@@ -6,8 +6,8 @@ import warnings
 import keras
 import tensorflow as tf
 
-from l2l_tf import chunked_update, saving
-from l2l_tf.update_rules import base, compiled
+from l2l_tf import saving, update_by_parts
+from l2l_tf.update_rules import base
 
 STATE_DTYPES = ("float32", "bfloat16", "float64")
 
@@ -16,8 +16,10 @@ STATE_DTYPES = ("float32", "bfloat16", "float64")
 class LearnedOptimizer(keras.optimizers.Optimizer):
     """Trains a Keras model with an update rule, learned or hand-designed.
 
-    The rule sees the gradients of all variables, in float32, and for each coordinate a state of its
-    own. What it returns is multiplied by `learning_rate` and added to the variables.
+    The rule sees the gradients of all variables, in float32, and for each coordinate, or each
+    tensor, a state of its own. Of a ``GroupedRule``, each rule sees the variables whose path
+    matches its pattern. What it returns is multiplied by `learning_rate` and added to the
+    variables.
 
     Everything that Keras' own optimizers do, this one does. Where they leave a choice:
 
@@ -88,10 +90,10 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
                 "`rule` must be an UpdateRule, a shipped rule's name or a directory. "
                 f"Received: {rule!r} of type {type(rule).__name__}"
             )
-        if rule.coupling != "coordinate":
+        if rule.coupling == "global":
             raise ValueError(
-                "LearnedOptimizer needs a rule with coupling 'coordinate'. "
-                f"Received: {type(rule).__name__} with coupling {rule.coupling!r}"
+                "LearnedOptimizer needs a rule with coupling 'coordinate' or 'tensor'. "
+                f"Received: {type(rule).__name__} with coupling 'global'"
             )
         if state_dtype not in STATE_DTYPES:
             raise ValueError(
@@ -132,14 +134,24 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         self._check_restored(variables)
+        # The rule never sees a variable whose gradient is its next value.
+        seen = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
+        layout = [(_name(variable), tuple(variable.shape)) for variable in seen]
+        states = update_by_parts.initial_states(self.rule, layout)
+        states = {id(variable): state for variable, state in zip(seen, states)}
         super().build(variables)
         self._skipped_steps = self.add_variable(
             shape=(), initializer="zeros", dtype="int64", name="skipped_steps"
         )
         # For each variable, the leaves of its rule state. Under `fit` this runs while a graph is
         # traced, where an assignment would be lost: all values come from initializers.
-        self._states = [self._add_state(variable) for variable in variables]
-        self._program = chunked_update.program(self.rule)
+        self._states = [
+            self._add_state(variable, states[id(variable)]) if id(variable) in states else None
+            for variable in variables
+        ]
+        places = {self._get_variable_index(v): place for place, v in enumerate(seen)}
+        update = update_by_parts.program(self.rule, layout)
+        self._rule_step = lambda indices, *args: update([places[i] for i in indices], *args)
 
     def _check_restored(self, variables):
         shapes = [tuple(variable.shape) for variable in variables]
@@ -154,10 +166,8 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
             initializer = keras.initializers.Constant(self._restored.pop(0))
         return super().add_variable(shape, initializer, **kwargs)
 
-    def _add_state(self, variable):
-        if self._overwrite_variable_with_gradient(variable):
-            return None  # The rule never sees it.
-        path = getattr(variable, "path", variable.name).replace("/", "_").replace(":", "_")
+    def _add_state(self, variable, chunks):
+        path = _name(variable).replace("/", "_").replace(":", "_")
         backend_variable = variable.value if isinstance(variable, keras.Variable) else variable
         with self._distribution_strategy.extended.colocate_vars_with(backend_variable):
             return [
@@ -168,11 +178,9 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
                         dtype=self.state_dtype,
                         name=f"{path}_chunk_{chunk}_state_{index}",
                     )
-                    for index, (shape, initializer) in enumerate(
-                        chunked_update.initial_state(self.rule, size)
-                    )
+                    for index, (shape, initializer) in enumerate(leaves)
                 ]
-                for chunk, size in enumerate(_chunk_sizes(variable))
+                for chunk, leaves in enumerate(chunks)
             ]
 
     def _apply_weight_decay(self, variables):
@@ -194,33 +202,28 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         self._step(*self._of_variables([variable]), [gradient], learning_rate)
 
     def _of_variables(self, variables):
-        """``(skipped_steps, variables, weight decay of each, states)``."""
+        """``(skipped_steps, variables, index, weight decay and state of each)``."""
         decays = [
             self.weight_decay_scale * (self.weight_decay or 0.0) * self._use_weight_decay(variable)
             for variable in variables
         ]
+        indices = [self._get_variable_index(variable) for variable in variables]
         states = [
-            tf.nest.map_structure(
-                lambda leaf: leaf.value, self._states[self._get_variable_index(variable)]
-            )
-            for variable in variables
+            tf.nest.map_structure(lambda leaf: leaf.value, self._states[index]) for index in indices
         ]
-        return self._skipped_steps.value, list(variables), decays, states
+        return self._skipped_steps.value, list(variables), indices, decays, states
 
-    def _step(self, skipped_steps, variables, decays, states, gradients, learning_rate):
+    def _step(self, skipped_steps, variables, indices, decays, states, gradients, learning_rate):
         """One step of one replica, for some of the variables."""
         # IndexedSlices become dense. A gradient may be finite in float64 and not in float32.
-        vectors = [
-            tf.reshape(
-                tf.cast(tf.convert_to_tensor(g), self.rule.dtype), [variable.shape.num_elements()]
-            )
+        gradients = [
+            tf.reshape(tf.cast(tf.convert_to_tensor(g), self.rule.dtype), variable.shape)
             for g, variable in zip(gradients, variables)
         ]
         learning_rate = tf.convert_to_tensor(learning_rate)
-        weights = compiled.weights(self.rule)
 
         def apply():
-            updates = chunked_update.update(self._program, weights, vectors, states, self.assign)
+            updates = self._rule_step(indices, gradients, states, self.assign)
             for variable, decay, update in zip(variables, decays, updates):
                 update = tf.cast(tf.cast(learning_rate, update.dtype) * update, variable.dtype)
                 update = tf.reshape(update, variable.shape)
@@ -229,7 +232,7 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
                 self.assign_add(variable, update)
             return tf.constant(0, tf.int64)
 
-        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(v)) for v in vectors])
+        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
         skipped_steps.assign_add(tf.cond(is_finite, apply, lambda: tf.constant(1, tf.int64)))
 
     def load_own_variables(self, store):
@@ -293,5 +296,5 @@ def _unpickle(cls, config, values, shapes):
     return optimizer
 
 
-def _chunk_sizes(variable):
-    return chunked_update.chunk_sizes(variable.shape.num_elements())
+def _name(variable):
+    return getattr(variable, "path", variable.name)

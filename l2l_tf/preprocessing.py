@@ -18,11 +18,12 @@ def log_and_sign(gradients, p=10.0):
         (-1, exp(p) g)           otherwise
 
     Args:
-        gradients: floating tensor ``[N]``.
+        gradients: floating tensor ``[N]``, or of any shape.
         p: positive float; magnitudes below ``exp(-p)`` count as small.
 
     Returns:
-        Features ``[2, N]``. The first is at least -1, the second between -1 and 1.
+        Features ``[2, N]``, or ``[2, *shape]``. The first is at least -1, the second between -1
+        and 1.
 
     Example:
 
@@ -34,6 +35,12 @@ def log_and_sign(gradients, p=10.0):
     magnitude = tf.maximum(tf.abs(gradients), math.exp(-p))
     sign = tf.clip_by_value(gradients * math.exp(p), -1.0, 1.0)
     return tf.stack([tf.math.log(magnitude) / p, sign])
+
+
+def check_p(p):
+    """Refuses a `p` that ``log_and_sign`` cannot take."""
+    if not p > 0:
+        raise ValueError(f"`p` must be positive. Received: p={p}")
 
 
 def moment_ratios(gradients, moments, beta_1, beta_2, epsilon=1e-8):

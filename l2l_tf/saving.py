@@ -12,12 +12,12 @@ import os
 import pathlib
 import textwrap
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf import saved_model
 from l2l_tf.atomic_files import exists, file_errors, new_directory, put_back, read_text, write_json
-from l2l_tf.update_rules import base
+from l2l_tf.update_rules import GroupedRule, base, serialization
 
 FORMAT_VERSION = 1  # of rule.json and of card.json
 RULE_FILE = "rule.json"
@@ -34,12 +34,20 @@ def save(rule, path, overwrite=False):
         state = m.initial_state(num_coordinates)
         updates, state = m.update(gradients, state)
 
+    If the rule has the coupling "tensor", for one tensor, whose shape is an int32 vector::
+
+        state = m.initial_state(tf.shape(gradient))
+        update, state = m.update(gradient, state)
+
+    Of a ``GroupedRule``, ``m.rules`` is the list of such modules, and ``m.patterns.numpy()`` has
+    their patterns, if all are regular expressions.
+
     A crash leaves the old rule or the new one: the directory is written beside `path`, then
     renamed. For an instant between two renames the old one has another name; ``load`` finds it
     there, and the next ``save`` puts it back.
 
     Args:
-        rule: an ``UpdateRule`` with coupling "coordinate", or an optimizer around one.
+        rule: an ``UpdateRule`` with coupling "coordinate" or "tensor", or an optimizer around one.
         path: directory to write, local or any that ``tf.io.gfile`` writes.
         overwrite: whether an existing rule at `path` may be replaced.
 
@@ -61,9 +69,11 @@ def save(rule, path, overwrite=False):
     with file_errors("write", path):
         _check_may_be_written(path, overwrite)
         with new_directory(path) as directory:
-            tf.saved_model.save(_export(rule), directory)
+            tf.saved_model.save(saved_model.module(rule), directory)
             with tf.io.gfile.GFile(os.path.join(directory, RULE_FILE), "w") as file:
-                json.dump({"format_version": FORMAT_VERSION, "rule": _serialize(rule)}, file)
+                json.dump(
+                    {"format_version": FORMAT_VERSION, "rule": serialization.serialize(rule)}, file
+                )
 
 
 def load(name_or_path):
@@ -123,8 +133,9 @@ def pretrained_path(name):
 
 def fingerprint(rule):
     """Eight hex digits of a rule's class, config and φ; not of its Keras name."""
-    content = _serialize(rule)
-    content["config"].pop("name", None)
+    content = serialization.serialize(rule)
+    for of_rule in [content, *(group["rule"] for group in content["config"].get("groups", []))]:
+        of_rule["config"].pop("name", None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -213,42 +224,15 @@ def _check_may_be_written(path, overwrite):
         )
 
 
-def _export(rule):
-    """A ``tf.Module`` with the functions of a SavedModel, for any number of coordinates."""
-    module = tf.Module()
-    module.meta_parameters = [v.value for v in rule.weights]
-    module.initial_state = tf.function(
-        rule.initial_state, input_signature=[tf.TensorSpec([], tf.int32)]
-    )
-    state_signature = tf.nest.map_structure(
-        lambda leaf: tf.TensorSpec([*leaf.shape[:-1], None], leaf.dtype), rule.initial_state(1)
-    )
-    module.update = tf.function(
-        rule.update,
-        input_signature=[tf.TensorSpec([None], rule.dtype), state_signature],
-    )
-    return module
-
-
-def _serialize(rule):
-    name = keras.saving.get_registered_name(type(rule))
-    return {"class": name, "config": rule.get_config()}
-
-
 def _check_can_be_saved(rule):
     if not isinstance(rule, base.UpdateRule):
         raise TypeError(f"`rule` must be an UpdateRule or a LearnedOptimizer. Received: {rule!r}")
-    if rule.coupling != "coordinate":
+    if rule.coupling == "global":
         raise ValueError(
-            "Only rules with coupling 'coordinate' can be saved. "
-            f"Received: {type(rule).__name__} with coupling {rule.coupling!r}"
+            "Only rules with coupling 'coordinate' or 'tensor' can be saved. "
+            f"Received: {type(rule).__name__} with coupling 'global'"
         )
-    name = keras.saving.get_registered_name(type(rule))
-    if keras.saving.get_registered_object(name) is not type(rule):
-        raise ValueError(
-            f"{type(rule).__name__} is not registered, so it could not be loaded again. Decorate "
-            "the class with @keras.saving.register_keras_serializable()."
-        )
+    serialization.serialize(rule)
     _check_finite(rule)
 
 
@@ -262,21 +246,30 @@ def _rebuild(content, path):
     path = os.path.join(path, RULE_FILE)
     match content:
         case {"rule": {"class": str(name), "config": dict(config)}}:
-            cls = keras.saving.get_registered_object(name)
+            cls = serialization.rule_class(name)
         case _:
             raise damaged(path, "it lacks 'rule' with 'class' and 'config'")
-    if not (isinstance(cls, type) and issubclass(cls, base.UpdateRule)):
+    if cls is None:
         raise ValueError(
             f"{path!r} is of a rule of class {name!r}, which is not a registered UpdateRule. "
             "Import the module that defines it first."
         )
     try:
-        rule = cls.from_config(config)
-        if rule.trainable_variables and config.get("weights") is None:
-            raise ValueError("its config lacks 'weights'")
+        rule = serialization.deserialize({"class": name, "config": config})
         _check_finite(rule)
-        rule.update(tf.zeros([1], rule.dtype), rule.initial_state(1))  # Are the numbers numbers?
+        _try(rule)  # Are the numbers numbers?
     except Exception as error:  # Of such configs, Keras and TensorFlow raise anything.
         reason = textwrap.shorten(str(error), 300)  # it may quote all of φ
         raise damaged(path, f"no {cls.__name__} can be made of it ({reason})") from error
     return rule
+
+
+def _try(rule):
+    """One step of the rule, for the least that it takes."""
+    for each in rule.rules if isinstance(rule, GroupedRule) else [rule]:
+        if each.coupling == "coordinate":
+            each.update(tf.zeros([1], each.dtype), each.initial_state(1))
+            continue
+        shape = tuple(size or 1 for size in each.tensor_shape or (1,))
+        state = each.initial_state([("tensor", shape)])
+        each.update([tf.zeros(shape, each.dtype)], state)

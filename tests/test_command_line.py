@@ -1,6 +1,7 @@
 """The scripts of bin/, as a user runs them."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -98,6 +99,27 @@ def test_init_from_goes_on_from_a_rule(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_rule_of_its_own_for_convolutions(tmp_path):
+    flags = ["--problem=test_grouped_rules:conv_problem", "--num_steps=4", "--unroll_length=2"]
+    flags += ["--rule=averaging", "--conv_rule=kernelwise", "--layers=5", "--num_episodes=2"]
+    flags += ["--validate_every=2", "--noevaluate", f"--save_dir={tmp_path / 'run'}"]
+    paths = [str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        command("meta_train", *flags),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "run" / "card.json").read_text())["settings"]
+    assert (settings["rule"], settings["conv_rule"]) == ("averaging", "kernelwise")
+    assert settings["backward_fraction"] == 1.0  # Nothing can be drawn.
+    kernels, rest = l2l_tf.load(tmp_path / "run").rules
+    assert (kernels.kernel_shape, kernels.layers, rest.layers) == ((3, 3), (5,), (5,))
+    assert type(rest) is update_rules.GlobalAveragingLSTM
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     flags = [*SMALL, "--num_episodes=400", "--validate_every=20", "--noevaluate"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -129,7 +151,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 @pytest.mark.parametrize(
     "script, flags, message",
     [
-        ("meta_train", ["--rule=lstn"], "value should be one of <lstm|rnnprop>"),
+        ("meta_train", ["--rule=lstn"], "value should be one of <lstm|rnnprop|averaging>"),
         ("meta_train", ["--problem=digit"], "Did you mean 'digits'"),
         ("meta_train", ["--problem=digits+nan*lasso"], "Received the member: 'nan*lasso'"),
         ("meta_train", ["--num_steps=30"], "num_steps=30, unroll_length=20"),

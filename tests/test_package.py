@@ -16,9 +16,11 @@ ALLOWED = {
     "preprocessing": set(),
     "update_rules": {"preprocessing"},
     "problems": set(),
-    "saving": {"atomic_files", "update_rules"},
+    "saved_model": {"update_rules"},
+    "saving": {"atomic_files", "saved_model", "update_rules"},
     "chunked_update": {"update_rules"},
-    "optimizer": {"chunked_update", "saving", "update_rules"},
+    "update_by_parts": {"chunked_update", "update_rules"},
+    "optimizer": {"saving", "update_by_parts", "update_rules"},
     "meta_training": {"problems", "saving", "update_rules", "version"},
     "evaluation": {"meta_training", "problems", "saving", "update_rules"},
 }

@@ -7,15 +7,17 @@ updates u_s alone:
 
 This reversed cumulative sum, the *cotangents*, needs no tape through the optimizee. What is left is
 to backpropagate the rule as a sequence model, from recorded gradients to the updates: ∂L/∂φ is the
-derivative of Σ_s ⟨u_s(φ), cotangent_s⟩ (``UpdateRule.backpropagate``). For a coordinatewise rule
-that runs on one chunk of coordinates at a time, and the segments of the unroll, between which the
-rule's state is cut, are independent too: they are run side by side, as more columns of the chunk.
+derivative of Σ_s ⟨u_s(φ), cotangent_s⟩ (``UpdateRule.backpropagate``), for each part of the rule.
+For a coordinatewise one that runs on one chunk of coordinates at a time, and the segments of the
+unroll, between which the rule's state is cut, are independent too: they are run side by side, as
+more columns of the chunk.
 """
 
 import os
 
 import tensorflow as tf
 
+from l2l_tf.meta_training import parts as parts_lib
 from l2l_tf.update_rules import base, compiled
 
 # Coordinates times steps that are backpropagated at once. Beside the recorded gradients and the
@@ -49,7 +51,8 @@ def meta_gradient(
         trajectory: what ``unroll(..., record=True)`` returned.
         weights: ∂L/∂f(θ_t), ``[T + 1, M]``.
         backward_fraction: below 1, only this share of the coordinates is backpropagated, drawn
-            at random, and what they give is scaled up: an unbiased estimate.
+            at random, and what they give is scaled up: an unbiased estimate. Of parts whose
+            coordinates are coupled, all are.
         seed: ``[2]``, of that draw.
         chunk_size: coordinates times steps in a chunk: what the backward pass takes beside the
             recorded gradients and the cotangents. None takes 10,240 on a CPU, where each core
@@ -58,20 +61,24 @@ def meta_gradient(
     Returns:
         List of gradients, one for each of ``rule.trainable_variables``.
     """
-    gradients, states = trajectory.gradients[:-1], trajectory.segment_states  # [T, M, N]
+    gradients = trajectory.gradients[:-1]  # [T, M, N]
     of_updates = cotangents(trajectory.gradients, weights[..., None])  # [T, M, N]
-    if rule.coupling != "coordinate":
-        return _by_segment(rule, layout, gradients, states, of_updates)
-    gradients, of_updates = _of_coordinates(gradients), _of_coordinates(of_updates)  # [T, M · N]
-    if backward_fraction < 1.0:
-        total = gradients.shape[-1]
-        drawn = max(1, round(backward_fraction * total))
-        coordinates = draw_coordinates(total, drawn, seed)
-        gradients, states, of_updates = tf.nest.map_structure(
-            lambda leaf: tf.gather(leaf, coordinates, axis=-1), (gradients, states, of_updates)
-        )
-        of_updates *= total / drawn
-    return _by_chunk(rule, gradients, states, of_updates, chunk_size)
+    parts = parts_lib.parts_of(rule, layout)
+    states = parts_lib.state_by_part(rule, parts, trajectory.segment_states)
+    by_variable = {}
+    for index, (part, states_of_part) in enumerate(zip(parts, states)):
+        recorded = [parts_lib.take(vectors, part) for vectors in (gradients, of_updates)]
+        if part.rule.coupling != "coordinate":
+            products = _by_segment(part.rule, part.layout, recorded[0], states_of_part, recorded[1])
+        elif base.num_coordinates(part.layout) == 0:
+            continue
+        else:
+            products = _coordinatewise(
+                part.rule, *recorded, states_of_part, backward_fraction, (seed, index), chunk_size
+            )
+        by_variable.update(zip([id(v) for v in part.rule.trainable_variables], products))
+    # Of a rule whose group is empty, nothing depends.
+    return [by_variable.get(id(v), tf.zeros(v.shape, v.dtype)) for v in rule.trainable_variables]
 
 
 def cotangents(gradients, weights):
@@ -89,6 +96,25 @@ def draw_coordinates(total, drawn, seed):
     places = tf.cast(tf.range(drawn), tf.float64)
     places += tf.random.stateless_uniform([drawn], seed, dtype=tf.float64, alg="philox")
     return tf.minimum(tf.cast(places * (total / drawn), tf.int32), total - 1)
+
+
+def _coordinatewise(
+    rule, gradients, of_updates, states, backward_fraction, seed_and_index, chunk_size
+):
+    """For rules whose coordinates are independent: some of them, or all, by chunks."""
+    gradients, of_updates = _of_coordinates(gradients), _of_coordinates(of_updates)  # [T, M · N]
+    if backward_fraction < 1.0:
+        seed, index = seed_and_index
+        total = gradients.shape[-1]
+        drawn = max(1, round(backward_fraction * total))
+        # Each part draws by a seed of its own.
+        seed = tf.cast(seed, tf.int64) + tf.constant([0, index << 32], tf.int64)
+        coordinates = draw_coordinates(total, drawn, seed)
+        gradients, states, of_updates = tf.nest.map_structure(
+            lambda leaf: tf.gather(leaf, coordinates, axis=-1), (gradients, states, of_updates)
+        )
+        of_updates *= total / drawn
+    return _by_chunk(rule, gradients, states, of_updates, chunk_size)
 
 
 def _by_chunk(rule, gradients, states, of_updates, chunk_size):

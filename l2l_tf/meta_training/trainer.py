@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
+from l2l_tf.meta_training import parts as parts_lib
 from l2l_tf.meta_training import unroll as unroll_lib
 from l2l_tf.meta_training.callbacks import InnerStepsPerSecond, RaiseAtDivergence
 from l2l_tf.meta_training.episodes import episodes
@@ -33,7 +34,8 @@ class MetaTrainer(keras.Model):
             logarithms ("log"), the "last" loss, or a function of an optimizee's losses
             f(θ_1) … f(θ_T) ``[T]`` to a scalar.
         backward_fraction: the share of coordinates, drawn at random for each meta-gradient, that
-            are backpropagated: an unbiased estimate at a fraction of the cost. In (0, 1].
+            are backpropagated: an unbiased estimate at a fraction of the cost. In (0, 1]. Coupled
+            coordinates are always all backpropagated.
         second_derivatives: the exact meta-gradient, through the optimizee's gradients too.
         chunk_size: see ``meta_gradient``.
 
@@ -92,11 +94,12 @@ class MetaTrainer(keras.Model):
                 "`backward_fraction` must be above 0 and at most 1. "
                 f"Received: backward_fraction={backward_fraction}"
             )
-        if backward_fraction < 1.0 and (rule.coupling != "coordinate" or second_derivatives):
+        can_draw = parts_lib.has_coordinatewise_part(rule, problem.layout)
+        if backward_fraction < 1.0 and (not can_draw or second_derivatives):
             raise ValueError(
-                "`backward_fraction` below 1 needs a rule with coupling 'coordinate' and the "
-                f"first-order meta-gradient. Received: coupling={rule.coupling!r}, "
-                f"second_derivatives={second_derivatives}"
+                "`backward_fraction` below 1 needs a rule with coupling 'coordinate', or one for "
+                "some of the variables, and the first-order meta-gradient. Received: "
+                f"coupling={rule.coupling!r}, second_derivatives={second_derivatives}"
             )
         if not callable(objective) and objective not in OBJECTIVES:
             raise ValueError(

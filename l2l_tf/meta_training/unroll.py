@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from l2l_tf.meta_training import parts as parts_lib
 from l2l_tf.update_rules import base, compiled
 
 # Coordinates that are worth a strand of their own.
@@ -66,10 +67,8 @@ def unroll(
     segment_length = segment_length or num_steps
     num_segments = num_steps // segment_length
     num_optimizees = parameters.shape[0]
-    update, num_strands = rule.update, 1
-    if not second_derivatives:
-        update = functools.partial(compiled.program(rule, rule.update), compiled.weights(rule))
-        num_strands = _num_strands(rule, num_optimizees * base.num_coordinates(problem.layout))
+    parts = parts_lib.parts_of(rule, problem.layout)
+    runners = [_Runner(part, num_optimizees, second_derivatives) for part in parts]
 
     def write(arrays, step, *values):
         return [array.write(step, value) for array, value in zip(arrays, values)]
@@ -82,20 +81,28 @@ def unroll(
         losses, gradients = evaluate(t, parameters)
         records = write(records, t, losses, gradients)
         inputs = gradients if second_derivatives else tf.stop_gradient(gradients)
-        updates, strands = apply_rule(rule, problem.layout, inputs, strands, update)
-        return t + 1, parameters + updates, strands, records
+        steps = [
+            runner.step(parts_lib.take(inputs, runner.part), of_part)
+            for runner, of_part in zip(runners, strands)
+        ]
+        updates = parts_lib.put_together([of_part for of_part, _ in steps], parts)
+        return t + 1, parameters + updates, [of_part for _, of_part in steps], records
 
     def segment(index, parameters, state, records, starts):
         starts = write(starts, index, *tf.nest.flatten(state))
         first = index * segment_length
         state = tf.nest.map_structure(tf.stop_gradient, state)
+        states = parts_lib.state_by_part(rule, parts, state)
+        strands = [runner.split(of_part) for runner, of_part in zip(runners, states)]
         _, parameters, strands, records = tf.while_loop(
             lambda t, *_: t < first + segment_length,
             step,
-            (first, parameters, _split_state(rule, state, num_strands), records),
+            (first, parameters, strands, records),
             maximum_iterations=segment_length,
         )
-        return index + 1, parameters, _join_state(rule, strands), records, starts
+        states = [runner.join(of_part) for runner, of_part in zip(runners, strands)]
+        state = parts_lib.state_of_rule(rule, parts, states)
+        return index + 1, parameters, state, records, starts
 
     # Without `record`, only the losses are kept.
     records = [_array(num_steps + 1, [num_optimizees], parameters.dtype)]
@@ -125,71 +132,80 @@ def unroll(
 def initial_state(rule, layout, num_optimizees):
     """The rule's state before the first step of M optimizees.
 
-    For a coordinatewise rule, the state of M·N coordinates; otherwise a list of M states.
+    For a coordinatewise rule, the state of M·N coordinates; for a coupled one, a list of M states;
+    for a rule of several parts, the list of theirs.
     """
-    if rule.coupling == "coordinate":
-        return rule.initial_state(num_optimizees * base.num_coordinates(layout))
-    return [rule.initial_state(layout) for _ in range(num_optimizees)]
+
+    def of_part(part):
+        if part.rule.coupling == "coordinate":
+            return part.rule.initial_state(num_optimizees * base.num_coordinates(part.layout))
+        return [part.rule.initial_state(part.layout) for _ in range(num_optimizees)]
+
+    parts = parts_lib.parts_of(rule, layout)
+    return parts_lib.state_of_rule(rule, parts, [of_part(part) for part in parts])
 
 
-def apply_rule(rule, layout, gradients, strands, update):
-    """One step of the rule for M optimizees.
+class _Runner:
+    """A part of a rule, step by step, on M optimizees.
 
-    Args:
-        gradients: ``[M, N]``.
-        strands: list of states: of equal parts of the M·N coordinates; or, if they are coupled, of
-            the optimizees.
-
-    Returns:
-        ``(updates [M, N], strands)``.
+    Its state is cut into strands: of equal shares of the M·N coordinates; or, if these are
+    coupled, of the optimizees.
     """
-    if rule.coupling == "coordinate":
-        vectors = tf.split(
-            tf.reshape(gradients, [-1]), _strand_sizes(gradients.shape.num_elements(), len(strands))
-        )
-        steps = [update(vector, state) for vector, state in zip(vectors, strands)]
-        updates = tf.concat([step for step, _ in steps], axis=0)
-        return tf.reshape(updates, gradients.shape), [state for _, state in steps]
-    steps = [
-        update(base.split(gradient, layout), optimizee_state)
-        for gradient, optimizee_state in zip(tf.unstack(gradients), strands)
-    ]
-    return tf.stack([base.flatten(updates) for updates, _ in steps]), [s for _, s in steps]
+
+    def __init__(self, part, num_optimizees, second_derivatives):
+        self.part = part
+        self._is_coordinatewise = part.rule.coupling == "coordinate"
+        self._num_coordinates = num_optimizees * base.num_coordinates(part.layout)
+        self._update, self._num_strands = part.rule.update, 1
+        if not second_derivatives:
+            program = compiled.program(part.rule, part.rule.update)
+            self._update = functools.partial(program, compiled.weights(part.rule))
+            self._num_strands = _num_strands(self._num_coordinates)
+
+    def step(self, gradients, strands):
+        """One step of the rule: ``(updates, strands)``, for gradients ``[M, N]``."""
+        if self._is_coordinatewise:
+            vectors = tf.split(tf.reshape(gradients, [-1]), self._strand_sizes())
+            steps = [self._update(vector, state) for vector, state in zip(vectors, strands)]
+            updates = tf.concat([step for step, _ in steps], axis=0)
+            return tf.reshape(updates, gradients.shape), [state for _, state in steps]
+        steps = [
+            self._update(base.split(gradient, self.part.layout), optimizee_state)
+            for gradient, optimizee_state in zip(tf.unstack(gradients), strands)
+        ]
+        return tf.stack([base.flatten(updates) for updates, _ in steps]), [s for _, s in steps]
+
+    def split(self, state):
+        if not self._is_coordinatewise:
+            return state  # a list already
+        leaves = [tf.split(leaf, self._strand_sizes(), axis=-1) for leaf in tf.nest.flatten(state)]
+        return [
+            tf.nest.pack_sequence_as(state, [shares[index] for shares in leaves])
+            for index in range(self._num_strands)
+        ]
+
+    def join(self, strands):
+        if not self._is_coordinatewise:
+            return strands
+        return tf.nest.map_structure(lambda *shares: tf.concat(shares, axis=-1), *strands)
+
+    def _strand_sizes(self):
+        bounds = [
+            self._num_coordinates * index // self._num_strands
+            for index in range(self._num_strands + 1)
+        ]
+        return [end - start for start, end in zip(bounds, bounds[1:])]
 
 
-def _num_strands(rule, num_coordinates):
-    """Parts of the coordinates that are run side by side, one on each core of a CPU.
+def _num_strands(num_coordinates):
+    """Shares of the coordinates that are run side by side, one on each core of a CPU.
 
     XLA shares an operation among the cores too, but small and many as they are here, whole
     programs side by side are faster, by a sixth.
     """
-    if rule.coupling != "coordinate" or tf.config.list_logical_devices("GPU"):
+    if tf.config.list_logical_devices("GPU"):
         return 1
     return max(1, min(os.cpu_count(), num_coordinates // MIN_STRAND))
-
-
-def _strand_sizes(num_coordinates, num_strands):
-    bounds = [num_coordinates * index // num_strands for index in range(num_strands + 1)]
-    return [end - start for start, end in zip(bounds, bounds[1:])]
-
-
-def _split_state(rule, state, num_strands):
-    if rule.coupling != "coordinate":
-        return state  # a list already
-    leaves = [
-        tf.split(leaf, _strand_sizes(leaf.shape[-1], num_strands), axis=-1)
-        for leaf in tf.nest.flatten(state)
-    ]
-    return [
-        tf.nest.pack_sequence_as(state, [parts[index] for parts in leaves])
-        for index in range(num_strands)
-    ]
-
-
-def _join_state(rule, strands):
-    if rule.coupling != "coordinate":
-        return strands
-    return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=-1), *strands)
 
 
 def losses_and_gradients(problem, parameters, batch):

@@ -1,8 +1,22 @@
 """Update rules: learned and hand-designed, all of one interface."""
 
+from l2l_tf.update_rules.averaging import GlobalAveragingLSTM
 from l2l_tf.update_rules.base import UpdateRule
+from l2l_tf.update_rules.grouped import GroupedRule
 from l2l_tf.update_rules.hand_designed import SGD, Adam, Momentum, RMSprop
+from l2l_tf.update_rules.kernelwise import KernelwiseLSTM
 from l2l_tf.update_rules.lstm import CoordinatewiseLSTM
 from l2l_tf.update_rules.rnnprop import RNNprop
 
-__all__ = ["Adam", "CoordinatewiseLSTM", "Momentum", "RMSprop", "RNNprop", "SGD", "UpdateRule"]
+__all__ = [
+    "Adam",
+    "CoordinatewiseLSTM",
+    "GlobalAveragingLSTM",
+    "GroupedRule",
+    "KernelwiseLSTM",
+    "Momentum",
+    "RMSprop",
+    "RNNprop",
+    "SGD",
+    "UpdateRule",
+]

@@ -1,12 +1,20 @@
 """UpdateRule: the interface between gradients and updates."""
 
 import warnings
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 COUPLINGS = ("coordinate", "tensor", "global")
+
+
+class Part(NamedTuple):
+    """Some of a layout's tensors, and the rule that runs them by itself."""
+
+    rule: Any  # an UpdateRule
+    indices: tuple  # into the layout, increasing
 
 
 class UpdateRule(keras.layers.Layer):
@@ -24,8 +32,14 @@ class UpdateRule(keras.layers.Layer):
 
     * ``"coordinate"``: none do. ``gradients`` and ``updates`` are vectors ``[N]``, and every leaf
       of the state ends in the coordinate axis, so any slice of coordinates can be run alone.
-    * ``"tensor"`` and ``"global"``: those of a tensor, or all. ``gradients`` and ``updates`` are
-      lists of tensors in the layout's order, and the state has any structure.
+    * ``"tensor"``: those of a tensor do. ``gradients`` and ``updates`` are lists of tensors in the
+      layout's order, the state is a list with one state for each of them, of any structure of
+      tensors of the rule's dtype, and no tensor sees another: ``update([g], [s])`` can be called
+      for each by itself. In a SavedModel a shape is known at run time alone: there,
+      ``initial_state`` gets it as an int32 vector. A rule that takes tensors of some shape only
+      says so by the property ``tensor_shape``.
+    * ``"global"``: all do. Lists of tensors as for ``"tensor"``; the state has any structure. Such
+      a rule can be meta-trained and evaluated, but neither saved nor used in ``LearnedOptimizer``.
 
     A rule never stops gradients: its callers decide what is differentiated. Meta-parameters are
     float32 whatever the global Keras dtype policy is, unless `dtype` says "float64" (for tests).
@@ -87,6 +101,28 @@ class UpdateRule(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement update(gradients, state).")
 
+    def parts(self, layout):
+        """The parts that run independently of each other, each by a rule of its own.
+
+        Unroll, meta-gradient and optimizer go through the parts. A rule is one part, itself with
+        all tensors, unless it is made of others, as ``GroupedRule`` is.
+
+        Args:
+            layout: list of ``(name, shape)``.
+
+        Returns:
+            List of ``Part``; each tensor is in one of them.
+        """
+        return [Part(self, tuple(range(len(layout))))]
+
+    @property
+    def tensor_shape(self):
+        """Shape of the tensors that a rule with coupling "tensor" takes.
+
+        A tuple, with None where any size will do; or None: tensors of any shape.
+        """
+        return None
+
     def backpropagate(self, gradients, state, cotangents):
         """The derivative of Σ_t ⟨u_t, cotangent_t⟩ by φ, over T steps from `state`.
 
@@ -126,7 +162,8 @@ class UpdateRule(keras.layers.Layer):
         return weight
 
     def load_own_variables(self, store):
-        if self.variables and not store.keys():
+        own = self._trainable_variables + self._non_trainable_variables  # not of rules within
+        if own and not store.keys():
             warnings.warn(
                 f"The file holds no update rule, so '{self.name}' keeps its own weights. The model "
                 "was saved without a LearnedOptimizer.",
@@ -160,9 +197,15 @@ class UpdateRule(keras.layers.Layer):
 
 
 def num_coordinates(layout):
-    """Number of coordinates N of a layout (an int, or a list of ``(name, shape)``)."""
+    """Number of coordinates N of a layout (an int, or a list of ``(name, shape)``).
+
+    Also where these are tensors.
+    """
     if isinstance(layout, (list, tuple)):
-        return sum(int(np.prod(shape)) for _, shape in layout)
+        return sum(
+            tf.reduce_prod(shape) if tf.is_tensor(shape) else int(np.prod(shape))
+            for _, shape in layout
+        )
     return layout
 
 

@@ -5,57 +5,21 @@ import tensorflow as tf
 
 from l2l_tf import preprocessing
 from l2l_tf.update_rules import base, lstm_cells
+from l2l_tf.update_rules.lstm_stack import LSTMStack
 
 
-class LSTMRule(base.UpdateRule):
-    """What the LSTM rules share: the stack of layers and the linear head.
+class LSTMRule(LSTMStack):
+    """What the coordinatewise LSTM rules share.
 
     Abstract: a subclass adds ``preprocess``, the features that go in, and ``postprocess``, the
     scale of what comes out.
 
     Args:
-        layers: units of each LSTM layer, a sequence of positive ints.
-        num_features: features a coordinate.
-        zero_head: start from a head of zeros, so that the untrained rule makes no step, rather
-            than a random one.
-        seed: int, of the initial meta-parameters; None draws them anew each time.
+        layers, num_features, zero_head, seed: as of ``LSTMStack``.
     """
 
     def __init__(self, layers, num_features, zero_head, seed, **kwargs):
-        super().__init__(**kwargs)
-        layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
-        if not layers or not all(isinstance(units, int) and units > 0 for units in layers):
-            raise ValueError(
-                "`layers` must give the units of each LSTM layer, positive ints such as (20, 20). "
-                f"Received: layers={layers}"
-            )
-        self.layers = layers
-        self.zero_head = zero_head
-        self.seed = seed
-        self._kernels, self._biases = [], []
-        width = num_features
-        for index, units in enumerate(layers):
-            self._kernels.append(
-                self.add_weight(
-                    name=f"kernel_{index}",
-                    shape=(4 * units, width + units),
-                    initializer=keras.initializers.GlorotUniform(self._seed_for(index)),
-                )
-            )
-            self._biases.append(
-                self.add_weight(
-                    name=f"bias_{index}", shape=(4 * units, 1), initializer=_unit_forget_bias
-                )
-            )
-            width = units
-        head = keras.initializers.RandomNormal(0.0, width**-0.5, seed=self._seed_for(len(layers)))
-        self._head = self.add_weight(
-            name="head", shape=(1, width), initializer="zeros" if zero_head else head
-        )
-        self._head_bias = self.add_weight(name="head_bias", shape=(1, 1), initializer="zeros")
-
-    def _seed_for(self, index):
-        return None if self.seed is None else self.seed + 1000003 * index
+        super().__init__(layers, num_features, 1, zero_head, seed, **kwargs)
 
     def preprocess(self, gradients, moments):
         """Gradients ``[N]`` to ``(features [num_features, N], moments)``.
@@ -74,25 +38,13 @@ class LSTMRule(base.UpdateRule):
 
     def initial_state(self, layout):
         n = base.num_coordinates(layout)
-        return (
-            tuple(
-                (tf.zeros([units, n], self.dtype), tf.zeros([units, n], self.dtype))
-                for units in self.layers
-            ),
-            self.initial_moments(n),
-        )
+        return self.initial_layers(n), self.initial_moments(n)
 
     def update(self, gradients, state):
         layers, moments = state
-        inputs, moments = self.preprocess(gradients, moments)  # [num_features, N]
-        new_layers = []
-        for kernel, bias, of_layer in zip(self._kernels, self._biases, layers):
-            layer = lstm_cells.halved(kernel.value, bias.value)
-            of_layer, _ = lstm_cells.step(*layer, inputs, of_layer)
-            inputs = of_layer[0]
-            new_layers.append(of_layer)
-        outputs = tf.matmul(self._head, inputs) + self._head_bias  # [1, N]
-        return self.postprocess(outputs[0]), (tuple(new_layers), moments)
+        features, moments = self.preprocess(gradients, moments)  # [num_features, N]
+        outputs, layers = self.run_layers(features, layers)  # [1, N]
+        return self.postprocess(outputs[0]), (layers, moments)
 
     def backpropagate(self, gradients, state, cotangents):
         """As of ``UpdateRule``, by hand: see ``lstm_cells``."""
@@ -123,14 +75,6 @@ class LSTMRule(base.UpdateRule):
             layers,
             output_cotangent,
         )
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "layers": list(self.layers),
-            "zero_head": self.zero_head,
-            "seed": self.seed,
-        }
 
 
 @keras.saving.register_keras_serializable("l2l_tf")
@@ -171,8 +115,7 @@ class CoordinatewiseLSTM(LSTMRule):
         name=None,
     ):
         super().__init__(layers, 2, zero_head, seed, dtype=dtype, name=name)
-        if not p > 0:
-            raise ValueError(f"`p` must be positive. Received: p={p}")
+        preprocessing.check_p(p)
         self.p = p
         self.output_scale = output_scale
 
@@ -184,16 +127,3 @@ class CoordinatewiseLSTM(LSTMRule):
 
     def get_config(self):
         return {**super().get_config(), "p": self.p, "output_scale": self.output_scale}
-
-
-def _unit_forget_bias(shape, dtype):
-    """Zeros, and ones for the forget gate, as Keras' LSTMCell has them."""
-    units = shape[0] // 4
-    return tf.concat(
-        [
-            tf.zeros([units, 1], dtype),
-            tf.ones([units, 1], dtype),
-            tf.zeros([2 * units, 1], dtype),
-        ],
-        axis=0,
-    )

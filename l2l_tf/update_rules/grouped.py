@@ -1,0 +1,192 @@
+"""GroupedRule: a rule of its own for each group of variables."""
+
+import re
+
+import keras
+import tensorflow as tf
+
+from l2l_tf.update_rules import base, serialization
+
+
+@keras.saving.register_keras_serializable("l2l_tf")
+class GroupedRule(base.UpdateRule):
+    """Several rules, each for the variables whose names match its pattern, meta-trained together.
+
+    As in the paper's CIFAR-10 experiment (Andrychowicz et al. 2016, section 3.3): one LSTM for the
+    parameters of convolutions, another for the rest. Also the way to a rule that takes tensors of
+    one kind alone, such as ``KernelwiseLSTM``.
+
+    Args:
+        groups: list of ``(pattern, rule)``. A pattern is a regular expression, searched
+            (``re.search``) in a variable's name (its Keras path, such as
+            "sequential/conv2d/kernel"); or a function of ``(name, shape)`` to a bool, which is
+            saved with the rule by its name if ``keras.saving.register_keras_serializable`` knows
+            it. A variable belongs to the first pattern that matches.
+        name: Keras layer name.
+
+    State: for each tensor, a dict with one key, the number of its group, and the state that the
+    rule of this group has for it.
+
+    Raises:
+        ValueError: of the constructor, about a pattern or a rule; of ``parts`` and
+            ``initial_state``, a variable that no pattern matches.
+
+    Example:
+
+    >>> from l2l_tf.update_rules import CoordinatewiseLSTM, SGD
+    >>> rule = GroupedRule([("bias", SGD(0.1)), (".*", CoordinatewiseLSTM(layers=(4,)))])
+    >>> layout = [("dense/kernel", (2, 3)), ("dense/bias", (3,))]
+    >>> [(type(part.rule).__name__, part.indices) for part in rule.parts(layout)]
+    [('SGD', (1,)), ('CoordinatewiseLSTM', (0,))]
+    """
+
+    coupling = "tensor"
+
+    def __init__(self, groups, name=None):
+        groups = _checked(groups)
+        super().__init__(dtype=groups[0][1].dtype, name=name)
+        self.patterns = [pattern for pattern, _ in groups]
+        self.rules = [rule for _, rule in groups]
+        for index, rule in enumerate(self.rules):
+            # Keras leaves layers that a layer keeps in lists out of ``tf.train.Checkpoint``.
+            self._track_trackable(rule, f"rule_{index}")
+
+    def parts(self, layout):
+        """One part for each rule whose group is not empty; see ``UpdateRule.parts``."""
+        groups = [self._group_of(name, shape) for name, shape in layout]
+        parts = [
+            base.Part(rule, tuple(i for i, group in enumerate(groups) if group == number))
+            for number, rule in enumerate(self.rules)
+        ]
+        return [part for part in parts if part.indices]
+
+    def initial_state(self, layout):
+        return [self._initial_state_of(*tensor) for tensor in layout]
+
+    def update(self, gradients, state):
+        steps = [self._update_tensor(*tensor) for tensor in zip(gradients, state)]
+        return [update for update, _ in steps], [state for _, state in steps]
+
+    def _group_of(self, name, shape):
+        for number, pattern in enumerate(self.patterns):
+            is_match = (
+                re.search(pattern, name) if isinstance(pattern, str) else pattern(name, shape)
+            )
+            if is_match:
+                return number
+        raise ValueError(
+            f"No pattern of the GroupedRule matches the variable {name!r} of shape "
+            f"{tuple(shape)}. Received: {self.patterns}. Add a group for it, or '.*' as the last "
+            "pattern, which matches the rest."
+        )
+
+    def _initial_state_of(self, name, shape):
+        number = self._group_of(name, shape)
+        rule = self.rules[number]
+        if rule.coupling == "coordinate":
+            return {number: rule.initial_state([(name, shape)])}
+        return {number: rule.initial_state([(name, shape)])[0]}
+
+    def _update_tensor(self, gradient, state):
+        ((number, state),) = state.items()
+        rule = self.rules[number]
+        if rule.coupling == "coordinate":
+            update, state = rule.update(tf.reshape(gradient, [-1]), state)
+            return tf.reshape(update, tf.shape(gradient)), {number: state}
+        (update,), (state,) = rule.update([gradient], [state])
+        return update, {number: state}
+
+    def get_config(self):
+        groups = [
+            {"pattern": _pattern_config(pattern), "rule": serialization.serialize(rule)}
+            for pattern, rule in zip(self.patterns, self.rules)
+        ]
+        return {"name": self.name, "groups": groups}
+
+    @classmethod
+    def from_config(cls, config):
+        groups = [
+            (_pattern_of(group["pattern"]), serialization.deserialize(group["rule"]))
+            for group in config["groups"]
+        ]
+        return cls(groups, name=config.get("name"))
+
+
+def _checked(groups):
+    """The groups as a list of pairs, each with a pattern and a rule that can be together."""
+    groups = list(groups)
+    if not groups or not all(isinstance(g, (list, tuple)) and len(g) == 2 for g in groups):
+        raise ValueError(
+            "`groups` must be a list of (pattern, rule), one at least, such as "
+            f"[('conv', rule), ('.*', another_rule)]. Received: groups={groups!r}"
+        )
+    for pattern, rule in groups:
+        _check_pattern(pattern)
+        if not isinstance(rule, base.UpdateRule):
+            raise TypeError(
+                f"Each rule of a GroupedRule must be an UpdateRule. Received: {rule!r} for the "
+                f"pattern {pattern!r}"
+            )
+        if isinstance(rule, GroupedRule):
+            raise ValueError(
+                f"The rule for the pattern {pattern!r} is a GroupedRule itself. Put its groups "
+                "into the list of this one: the first pattern that matches wins."
+            )
+        if rule.coupling == "global":
+            raise ValueError(
+                "The rules of a GroupedRule must have the coupling 'coordinate' or 'tensor'. "
+                f"Received: {type(rule).__name__} with coupling 'global'"
+            )
+    rules = [rule for _, rule in groups]
+    for index, (pattern, rule) in enumerate(groups):
+        if any(rule is other for other in rules[:index]):
+            raise ValueError(
+                f"The rule for the pattern {pattern!r} is the very same object as one before it. "
+                "Join their patterns, as in 'conv|bias', or give each a rule of its own."
+            )
+    if len({rule.dtype for rule in rules}) > 1:
+        raise ValueError(
+            "The rules of a GroupedRule must have one dtype. Received: "
+            + ", ".join(rule.dtype for rule in rules)
+        )
+    return groups
+
+
+def _check_pattern(pattern):
+    if isinstance(pattern, str):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"A pattern must be a regular expression. Received: {pattern!r} ({error})"
+            ) from error
+    elif not callable(pattern):
+        raise TypeError(
+            "A pattern must be a regular expression, or a function of a variable's name and shape. "
+            f"Received: {pattern!r}"
+        )
+
+
+def _pattern_config(pattern):
+    if isinstance(pattern, str):
+        return pattern
+    name = serialization.registered_name(pattern)
+    if name is None:
+        raise ValueError(
+            f"The pattern {pattern!r} is not registered, so the GroupedRule could not be loaded "
+            "again. Decorate the function with @keras.saving.register_keras_serializable(), or use "
+            "a regular expression."
+        )
+    return {"function": name}
+
+
+def _pattern_of(config):
+    if isinstance(config, str):
+        return config
+    function = keras.saving.get_registered_object(config["function"])
+    if not callable(function) or isinstance(function, type):
+        raise ValueError(
+            f"The pattern {config['function']!r} is not a registered function. Import the module "
+            "that defines it first."
+        )
+    return function
