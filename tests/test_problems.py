@@ -34,7 +34,10 @@ def differ(a, b):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_problem(name):
-    problem = PROBLEMS[name]()
+    check_problem(PROBLEMS[name]())
+
+
+def check_problem(problem):
     parameters = problem.sample_parameters(SEED)
     assert [tuple(p.shape) for p in parameters] == [shape for _, shape in problem.layout]
     assert_equal(parameters, problem.sample_parameters(SEED))

@@ -1,7 +1,6 @@
 """Image classification by small perceptrons: digits (bundled) and MNIST (by TFDS)."""
 
 import os
-import socket
 
 import keras
 import sklearn.datasets
@@ -10,6 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from l2l_tf.problems.keras_problem import KerasProblem
+from l2l_tf.problems.online import is_online
 
 BATCH_SIZE = 128
 
@@ -77,21 +77,13 @@ def load_tfds(name, splits, data_dir):
     if data_dir is not None:
         data_dir = os.path.expanduser(data_dir)
     builder = tfds.builder(name, data_dir=data_dir)
-    if not builder.is_prepared() and not _is_online():
+    if not builder.is_prepared() and not is_online():
         raise FileNotFoundError(
             f"No dataset '{name}' in data_dir={builder.data_dir_root!r}, and no network to fetch "
             f"it. Expected {str(builder.data_path)!r}, as prepared by TFDS. On a machine with a "
             f"network: tfds build {name} --data_dir=DIR; then pass that DIR as data_dir."
         )
     return tfds.load(name, split=splits, data_dir=data_dir, as_supervised=True)
-
-
-def _is_online():
-    try:
-        socket.create_connection(("storage.googleapis.com", 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _batched(x, y):
