@@ -17,7 +17,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["l2l_tf", "l2l_tf.*"]),
-    package_data={"l2l_tf": ["pretrained/*/*", "pretrained/*/variables/*"]},
+    package_data={
+        "l2l_tf": ["pretrained/*/*", "pretrained/*/variables/*", "problems/images/*"],
+    },
     scripts=["bin/meta_train", "bin/evaluate", "bin/pretrained"],
     install_requires=[
         "absl-py>=2.1",

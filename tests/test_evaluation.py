@@ -96,6 +96,7 @@ def test_table_and_ratio(result):
     table = result.table()
     assert [line.split()[0] for line in table.splitlines()[2:6]][-1] == "diverging"
     assert "diverged" in table and "good: loss sum" in table
+    assert all(f"loss at {step}" in table for step in (5, 10, 20))
     best = min(result.loss_sum("sgd"), result.loss_sum("adam"))
     assert result.ratio("good") == pytest.approx(result.loss_sum("good") / best)
     assert (result.learned, result.tuned) == (["good", "diverging"], ["sgd", "adam"])
@@ -116,6 +117,10 @@ def test_results_json_and_curves(result, tmp_path):
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
     summary = result.summary()
     assert summary["diverging"]["loss_sum"] is None and summary["sgd"]["loss_sum"] > 0
+    for step in (5, 10, 20):
+        expected = loss_at(sgd["loss"], step).mean()
+        np.testing.assert_allclose(summary["sgd"][f"loss_at_{step}"], expected, rtol=1e-3)
+    assert not result.pictures and not (tmp_path / "out" / "pictures.png").exists()
 
 
 def test_compare_prints_the_table_and_writes_the_curves(tmp_path, capsys):

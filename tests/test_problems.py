@@ -59,7 +59,10 @@ def fake_cifar(name):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_problem(name):
-    problem = PROBLEMS[name]()
+    check_problem(PROBLEMS[name]())
+
+
+def check_problem(problem):
     parameters = problem.sample_parameters(SEED)
     assert [tuple(p.shape) for p in parameters] == [shape for _, shape in problem.layout]
     assert_equal(parameters, problem.sample_parameters(SEED))

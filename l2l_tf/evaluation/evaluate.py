@@ -3,6 +3,7 @@
 from l2l_tf import saving
 from l2l_tf.evaluation import baselines as baselines_lib
 from l2l_tf.evaluation.learning_curves import Arena
+from l2l_tf.evaluation.pictures import picture_rows
 from l2l_tf.evaluation.report import Result
 
 
@@ -38,7 +39,8 @@ def evaluate(
         side: "heldout" or "train" data.
 
     Returns:
-        A ``Result``: ``print(result.table())``, ``result.save(directory)``.
+        A ``Result``: ``print(result.table())``, ``result.save(directory)``; with pictures of the
+        optimizees if they are images.
 
     >>> import l2l_tf
     >>> rule = l2l_tf.update_rules.SGD(learning_rate=0.01)
@@ -69,9 +71,9 @@ def evaluate(
     tuned = {name: baselines_lib.tune(name, arena, num_tuning_seeds) for name in baselines}
     rules.update({name: baseline.rule for name, baseline in tuned.items()})
     runners = {name: arena.runner(rule) for name, rule in rules.items()}
-    losses = {name: arena.losses(run, "report", num_seeds) for name, run in runners.items()}
+    runs = {n: arena.losses_and_parameters(r, "report", num_seeds) for n, r in runners.items()}
     seconds = arena.seconds_per_step(runners)
-    return Result(
+    result = Result(
         problem=problem.name,
         num_steps=num_steps,
         num_seeds=num_seeds,
@@ -79,9 +81,14 @@ def evaluate(
             name: {
                 "learning_rate": tuned[name].learning_rate if name in tuned else None,
                 "grid": tuned[name].grid if name in tuned else None,
-                "loss": losses[name],
+                "loss": runs[name][0],
                 "seconds_per_step": seconds[name],
             }
             for name in rules
         },
     )
+    if problem.picture is not None:
+        batches = arena.first_batches("report", num_seeds)
+        parameters = {name: parameters for name, (_, parameters) in runs.items()}
+        result.pictures = picture_rows(problem, batches, parameters, result)
+    return result

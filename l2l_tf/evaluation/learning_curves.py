@@ -38,9 +38,21 @@ class Arena:
 
         Entry t is f(θ_t), before the t-th update.
         """
-        return np.concatenate(
-            [runner(e["parameters"], e["batches"]) for e in self._episodes(purpose, num_seeds)]
-        )
+        return self.losses_and_parameters(runner, purpose, num_seeds)[0]
+
+    def losses_and_parameters(self, runner, purpose, num_seeds):
+        """As of ``losses``; and the parameters of the last loss, ``[num_seeds, N]``."""
+        runs = [runner(e["parameters"], e["batches"]) for e in self._episodes(purpose, num_seeds)]
+        losses, parameters = map(np.concatenate, zip(*runs))
+        return losses.astype("float64"), parameters
+
+    def first_batches(self, purpose, num_seeds):
+        """The batch of the first step of each episode."""
+        batches = []
+        for e in self._episodes(purpose, num_seeds):
+            for m in range(e["parameters"].shape[0]):
+                batches.append(tf.nest.map_structure(lambda x, m=m: x[m, 0], e["batches"]))
+        return batches
 
     def runner(self, rule):
         """The compiled unroll of `rule`: its weights may change between calls of ``losses``."""
@@ -56,7 +68,8 @@ class Arena:
                 num_steps=self.num_steps - 1,
                 record=False,
             )
-            return tf.transpose(trajectory.losses)  # [M, num_steps]
+            # [M, num_steps], [M, N]
+            return tf.transpose(trajectory.losses), trajectory.parameters
 
         compiled = {}  # by the number of optimizees
 
@@ -65,7 +78,7 @@ class Arena:
             if num_optimizees not in compiled:
                 function = tf.function(unrolled)
                 compiled[num_optimizees] = function.get_concrete_function(parameters, batches)
-            return compiled[num_optimizees](parameters, batches).numpy().astype("float64")
+            return [t.numpy() for t in compiled[num_optimizees](parameters, batches)]
 
         return run
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from l2l_tf import saving
 from l2l_tf.evaluation.learning_curves import loss_at
+from l2l_tf.evaluation.pictures import draw_pictures
 
 
 @dataclasses.dataclass
@@ -18,12 +19,14 @@ class Result:
         num_steps, num_seeds: ints.
         optimizers: dict of name → {"learning_rate", "grid" (of baselines, else None),
             "loss" ``[num_seeds, num_steps]``, "seconds_per_step"}.
+        pictures: rows of pictures, of ``picture_rows``; empty unless the optimizees are images.
     """
 
     problem: str
     num_steps: int
     num_seeds: int
     optimizers: dict
+    pictures: list = dataclasses.field(default_factory=list)
 
     @property
     def learned(self):
@@ -43,16 +46,20 @@ class Result:
         """The loss at a step (the mean of the five entries before it), mean over seeds."""
         return float(loss_at(self.optimizers[name]["loss"], step).mean())
 
+    @property
+    def steps_to_show(self):
+        """A quarter of the horizon, half of it, and all of it."""
+        return sorted({max(1, self.num_steps // 4), max(1, self.num_steps // 2), self.num_steps})
+
     def ratio(self, name):
         """`name`'s loss sum over the best tuned baseline's; below 1 is better."""
         return self.loss_sum(name) / np.nanmin([self.loss_sum(b) for b in self.tuned])
 
     def table(self):
         """The result as a text table, best loss sum first."""
-        steps = sorted({max(1, self.num_steps // 5), max(1, self.num_steps // 2), self.num_steps})
         header = ["optimizer", "learning rate"]
         header += [f"loss sum ({self.num_steps} steps)"]
-        header += [f"loss at {step}" for step in steps] + ["ms a step"]
+        header += [f"loss at {step}" for step in self.steps_to_show] + ["ms a step"]
         rows = [header]
         for name in sorted(
             self.optimizers, key=lambda n: np.nan_to_num(self.loss_sum(n), nan=np.inf)
@@ -61,7 +68,9 @@ class Result:
             rate = optimizer["learning_rate"]
             cells = [name, "learned" if rate is None else f"{rate:.3g}"]
             cells.append(_mean_and_error(optimizer["loss"].sum(axis=1)))
-            cells += [_mean_and_error(loss_at(optimizer["loss"], step)) for step in steps]
+            cells += [
+                _mean_and_error(loss_at(optimizer["loss"], step)) for step in self.steps_to_show
+            ]
             rows.append(cells + [f"{1e3 * optimizer['seconds_per_step']:.2f}"])
         lines = _align(rows)
         lines.insert(1, "-" * len(lines[0]))
@@ -75,7 +84,7 @@ class Result:
         return "\n".join(lines)
 
     def summary(self):
-        """For a card: each optimizer's learning rate, loss sum and last loss; null if diverged."""
+        """For a card: each optimizer's learning rate, loss sum, losses; null where diverged."""
 
         def rounded(value):
             return float(f"{value:.4g}") if np.isfinite(value) else None
@@ -84,7 +93,7 @@ class Result:
             name: {
                 "learning_rate": o["learning_rate"],
                 "loss_sum": rounded(self.loss_sum(name)),
-                f"loss_at_{self.num_steps}": rounded(self.loss_at(name, self.num_steps)),
+                **{f"loss_at_{s}": rounded(self.loss_at(name, s)) for s in self.steps_to_show},
             }
             for name, o in self.optimizers.items()
         }
@@ -109,10 +118,12 @@ class Result:
         }
 
     def save(self, directory):
-        """Writes ``results.json`` and ``curves.png`` into a directory, made if needed."""
+        """Writes ``results.json``, ``curves.png`` and, if there are any, ``pictures.png``."""
         os.makedirs(directory, exist_ok=True)
         saving.write_json(self.to_json(), os.path.join(directory, "results.json"))
         self.plot(os.path.join(directory, "curves.png"))
+        if self.pictures:
+            draw_pictures(self.pictures, os.path.join(directory, "pictures.png"))
 
     def plot(self, path):
         """Draws the mean loss with a band of the standard error, against steps and seconds."""

@@ -41,7 +41,7 @@ def meta_train(
             `num_episodes`.
         num_validation_episodes: optimizees to validate on.
         seed: int, of the episodes.
-        settings: dict of what determines the result, for the card.
+        settings: dict of what determines the result beside the problem's own, for the card.
         command: the command line that does the same, for the card.
         jit_compile, verbose: as of ``keras.Model.compile`` and ``fit``.
 
@@ -63,7 +63,9 @@ def meta_train(
     dataset = trainer.dataset(seed, validate_every)
     with saving.file_errors("write", save_dir):
         card = open_directory(
-            save_dir, {"problem": trainer.problem.name, **(settings or {})}, command
+            save_dir,
+            {"problem": trainer.problem.name, **trainer.problem.settings, **(settings or {})},
+            command,
         )
     num_updates = num_episodes // trainer.meta_batch_size * trainer.num_windows
     schedule = keras.optimizers.schedules.CosineDecay(meta_learning_rate, num_updates)

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import inspect
 
 from l2l_tf.problems.base import Problem
 from l2l_tf.problems.cifar10 import cifar
@@ -11,11 +12,13 @@ from l2l_tf.problems.ensemble import Ensemble, terms
 from l2l_tf.problems.functions import Lasso, Quadratic, Rastrigin, Simple
 from l2l_tf.problems.keras_problem import KerasProblem
 from l2l_tf.problems.names import OTHER
+from l2l_tf.problems.neural_style import NeuralStyle
 
 __all__ = [
     "Ensemble",
     "KerasProblem",
     "Lasso",
+    "NeuralStyle",
     "Problem",
     "Quadratic",
     "Rastrigin",
@@ -44,6 +47,7 @@ _READ_FROM_TFDS = {
 _BUILT_IN = {
     "digits": digits,
     "lasso": Lasso,
+    "neural_style": NeuralStyle,
     "quadratic": Quadratic,
     "rastrigin": Rastrigin,
     "simple": Simple,
@@ -51,7 +55,7 @@ _BUILT_IN = {
 }
 
 
-def get(name, data_dir=None):
+def get(name, data_dir=None, **options):
     """A problem by the name that the command line uses.
 
     Args:
@@ -60,10 +64,12 @@ def get(name, data_dir=None):
             and "*" after a weight: "quadratic+2*rastrigin". A weight has no "+" of its own: 1e3,
             not 1e+3.
         data_dir: directory of TensorFlow Datasets, for the problems that read from it.
+        **options: arguments of the problem, such as `image_size` of ``NeuralStyle``.
 
     Raises:
-        ValueError: the name is none of these; or the function cannot be found.
-        FileNotFoundError: `data_dir` does not hold the data.
+        ValueError: the name is none of these; or the function cannot be found; or the problem
+            does not take an option.
+        FileNotFoundError: the data are not there.
 
     >>> get("quadratic").layout
     [('theta', (10,))]
@@ -73,6 +79,7 @@ def get(name, data_dir=None):
         problems = {member: get(member, data_dir) for member in dict(pairs)}  # read each once
         return Ensemble([(problems[member], weight) for member, weight in pairs])
     if ":" in name:
+        _check_options(name, options, {})
         return _from_function(name)
     names = sorted([*_BUILT_IN, *_READ_FROM_TFDS])
     if name not in names:
@@ -82,9 +89,18 @@ def get(name, data_dir=None):
             + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
             + f" Expected one of {', '.join(names)}, or such as {' or '.join(map(repr, OTHER))}."
         )
-    if name in _READ_FROM_TFDS:
-        return _READ_FROM_TFDS[name](data_dir=data_dir)
-    return _BUILT_IN[name]()
+    make = _BUILT_IN.get(name) or functools.partial(_READ_FROM_TFDS[name], data_dir=data_dir)
+    _check_options(name, options, inspect.signature(make).parameters)
+    return make(**options)
+
+
+def _check_options(name, options, expected):
+    unknown = [option for option in options if option not in expected]
+    if unknown:
+        raise ValueError(
+            f"Problem {name!r} does not take {', '.join(unknown)}. Expected: "
+            + (f"some of {', '.join(expected)}." if expected else "no options.")
+        )
 
 
 def _from_function(name):

@@ -15,12 +15,21 @@ class Problem:
 
     ``vectorized`` may be set if ``loss_and_gradients`` is made of plain TensorFlow operations that
     ``tf.vectorized_map`` can batch, which then runs many optimizees as one.
+
+    ``settings`` may say what else than the name determines the problem: a dict of JSON values,
+    without paths, for the cards of meta-trainings.
+
+    A problem whose optimizees are images may also define two methods, by which reports show them:
+    ``picture(parameters)``, the image of an optimizee, and ``reference_pictures(batch)``, a dict of
+    title → image of what it is to be compared with. Images are uint8 arrays [height, width, 3].
     """
 
     name = "problem"
     layout = ()
     dtype = "float32"
     vectorized = False
+    settings = {}
+    picture = None
 
     def sample_parameters(self, seed):
         """Fresh initial parameters θ_0: a list of tensors, in the layout's order."""

@@ -14,6 +14,7 @@ NAMES = {
     "mnist-40-units": "the same, 40 hidden units",
     "mnist-relu": "the same, ReLU",
     "mnist-two-layers": "the same, two hidden layers",
+    "neural_style": "an image in the style of a painting (the paper's section 3.4)",
     "quadratic": "random quadratics of 10 dimensions (the paper's section 3.1)",
     "rastrigin": "random functions with many minima",
     "simple": "x^2",

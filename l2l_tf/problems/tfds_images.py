@@ -1,9 +1,10 @@
 """Labelled images by TensorFlow Datasets."""
 
 import os
-import socket
 
 import tensorflow_datasets as tfds
+
+from l2l_tf.problems.online import is_online
 
 
 def load_tfds(name, splits, data_dir):
@@ -17,7 +18,7 @@ def load_tfds(name, splits, data_dir):
     if data_dir is not None:
         data_dir = os.path.expanduser(data_dir)
     builder = tfds.builder(name, data_dir=data_dir)
-    if not builder.is_prepared() and not _is_online():
+    if not builder.is_prepared() and not is_online():
         raise FileNotFoundError(
             f"No dataset '{name}' in data_dir={builder.data_dir_root!r}, and no network to fetch "
             f"it. Expected {str(builder.data_path)!r}, as prepared by TFDS. On a machine with a "
@@ -26,11 +27,3 @@ def load_tfds(name, splits, data_dir):
     # The data are read once, into memory: another copy in TFDS' cache would be of no use.
     once = tfds.ReadConfig(try_autocache=False)
     return tfds.load(name, split=splits, data_dir=data_dir, as_supervised=True, read_config=once)
-
-
-def _is_online():
-    try:
-        socket.create_connection(("storage.googleapis.com", 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
