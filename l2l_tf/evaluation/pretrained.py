@@ -5,6 +5,8 @@ import os
 from l2l_tf import problems, saving
 from l2l_tf.evaluation.evaluate import evaluate
 
+HORIZONS = (20, 100, 200)
+
 # What a shipped rule's card takes over from that of its meta-training.
 KEPT = ("format_version", "command", "settings", "versions", "machine", "seconds")
 
@@ -35,15 +37,16 @@ def add(run_dir, name, known_limits):
     saving.write_card(directory, {**kept, "known_limits": known_limits, "tables": {}})
 
 
-def measure(name, data_dir=None, horizons=(20, 100, 200), num_seeds=None):
+def measure(name, data_dir=None, horizons=None, num_seeds=None, **options):
     """Compares a shipped rule with tuned baselines, on the held-out side of its problem.
 
     Args:
         name: of the rule.
-        data_dir: as of ``l2l_tf.problems.get``.
-        horizons: numbers of steps; baselines are tuned anew for each.
+        data_dir, options: as of ``l2l_tf.problems.get``.
+        horizons: numbers of steps; baselines are tuned anew for each. None takes those of the
+            rule's card, or 20, 100 and 200.
         num_seeds: optimizees, new ones: neither seen in meta-training nor in its own report. None
-            takes 20, and 256 of random functions, which differ more.
+            takes as many as the card, or 20, or 256 of random functions, which differ more.
 
     Returns:
         Dict of horizon → ``Result``.
@@ -52,8 +55,9 @@ def measure(name, data_dir=None, horizons=(20, 100, 200), num_seeds=None):
         names = ", ".join(saving.pretrained_names())
         raise ValueError(f"Unknown shipped rule {name!r}. Expected one of {names}.")
     card = saving.read_card(saving.pretrained_path(name))
-    problem = problems.get(card["settings"]["problem"], data_dir=data_dir)
-    num_seeds = num_seeds or (256 if problem.vectorized else 20)
+    problem = problems.get(card["settings"]["problem"], data_dir, **options)
+    horizons = horizons or [int(key.split()[0]) for key in card["tables"]] or HORIZONS
+    num_seeds = num_seeds or card.get("num_seeds") or (256 if problem.vectorized else 20)
     seed = card["settings"]["seed"] + 1000
     return {
         num_steps: evaluate(
