@@ -155,7 +155,7 @@ def test_meta_gradient_equals_taping_the_unroll(make_rule):
             np.testing.assert_allclose(
                 ours, theirs, rtol=0, atol=1e-6 + 1e-5 * np.abs(theirs).max()
             )
-    assert sum(b is not None and np.abs(b).max() > 1e-3 for b in expected) >= 7
+    assert sum(b is not None and np.abs(b).max() > 1e-3 for b in expected) >= 6
     empty = [a for a, b in zip(received, expected) if b is None]
     assert len(empty) == (4 if make_rule is grouped else 0)
     assert all(not np.any(a) for a in empty)
