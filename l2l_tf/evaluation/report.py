@@ -160,7 +160,7 @@ class Result:
         by_step.set_ylabel(f"loss, mean of {self.num_seeds} optimizees ± standard error")
         for axes in (by_step, by_second):
             axes.grid(alpha=0.3, which="both")
-        by_step.legend(loc="upper right")
+        by_step.legend(loc="best")
         figure.suptitle(f"{self.problem}: fresh optimizees on held-out data")
         figure.savefig(path, dpi=130)
 
