@@ -161,6 +161,7 @@ def test_meta_gradient_equals_taping_the_unroll(make_rule):
     assert all(not np.any(a) for a in empty)
 
 
+@pytest.mark.slow
 def test_random_coordinates_of_each_part_give_an_unbiased_meta_gradient():
     problem, rule = conv_problem(), grouped()
     parameters, (batches,) = episode(problem)

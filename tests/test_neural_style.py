@@ -272,6 +272,7 @@ def flags_of(weights, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_meta_train_command(weights, tmp_path):
     run = ["--layers=4", "--num_steps=4", "--unroll_length=2", "--num_episodes=2"]
     run += ["--validate_every=2", "--noevaluate", f"--save_dir={tmp_path / 'run'}"]

@@ -17,7 +17,7 @@ RESULTS = (ROOT / "docs" / "results.md").read_text()
 # A later flag overrides an earlier one.
 REDUCED = {
     "bin/meta_train": (
-        "--layers=4 --num_steps=4 --unroll_length=2 --meta_batch_size=2 --num_episodes=4 "
+        "--layers=8 --num_steps=4 --unroll_length=2 --meta_batch_size=2 --num_episodes=4 "
         "--validate_every=4"
     ),
     "bin/evaluate": "--num_steps=4 --num_seeds=2 --num_tuning_seeds=1 --baselines=sgd",
@@ -33,9 +33,7 @@ def commands():
 
 def test_figures_are_there_and_all_are_used():
     figures = set(re.findall(r"\]\((results/[\w.-]+\.png)\)", RESULTS))
-    assert figures == {
-        f"results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.png")
-    }
+    assert figures == {f"results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.png")}
 
 
 def test_commands_are_of_the_two_scripts():
@@ -64,7 +62,7 @@ def test_each_command_on_a_reduced_budget(tmp_path):
             continue
         reduced = REDUCED[line.split()[0]]
         if "--init_from" in line:  # a rule as it is
-            reduced = reduced.replace("--layers=4 ", "")
+            reduced = reduced.replace("--layers=8 ", "")
         line = f"{sys.executable} {ROOT}/{line} {reduced}"
         done = subprocess.run(
             ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True
