@@ -63,6 +63,7 @@ def test_jit_compile_gives_the_same_rule():
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_jit_compile_with_drawn_coordinates():
     trainer_ = trainer(conftest.keras_problem(), backward_fraction=0.5)
     before = [w.numpy() for w in trainer_.rule.weights]
