@@ -18,7 +18,12 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["l2l_tf", "l2l_tf.*"]),
     package_data={
-        "l2l_tf": ["pretrained/*/*", "pretrained/*/variables/*", "problems/images/*"],
+        "l2l_tf": [
+            "pretrained/*/*",
+            "pretrained/*/variables/*",
+            "problems/images/*",
+            "native/*.cc",
+        ],
     },
     scripts=["bin/meta_train", "bin/evaluate", "bin/pretrained"],
     install_requires=[

@@ -6,10 +6,12 @@ is one call of one compiled program, whose results replace the chunk's state wit
 variables share a chunk.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf.update_rules import compiled
+from l2l_tf.update_rules import compiled, native_lstm
 
 # Coordinates in a chunk. At most MAX_CHUNKS of them make a variable, for the size of the program:
 # beyond 4 million coordinates, chunks grow. Both determine the layout of saved optimizer states.
@@ -49,27 +51,32 @@ def program(rule):
     """
     structure = rule.initial_state(1)
 
-    def step(vectors, states):
+    def step(update, vectors, states):
         sizes = [vector.shape[0] for vector in vectors]
-        leaves = [
-            tf.concat([tf.cast(leaf, rule.dtype) for leaf in of_vectors], axis=-1)
-            for of_vectors in zip(*states)
-        ]
-        updates, state = rule.update(
+        leaves = [tf.concat(of_vectors, axis=-1) for of_vectors in zip(*states)]
+        updates, state = update(
             tf.concat(vectors, axis=0), tf.nest.pack_sequence_as(structure, leaves)
         )
-        new_leaves = [
-            [tf.cast(part, old.dtype) for part, old in zip(tf.split(leaf, sizes, axis=-1), olds)]
-            for leaf, olds in zip(tf.nest.flatten(state), zip(*states))
-        ]
+        new_leaves = [tf.split(leaf, sizes, axis=-1) for leaf in tf.nest.flatten(state)]
         return tf.split(updates, sizes), [list(of_vector) for of_vector in zip(*new_leaves)]
 
+    def update_by_xla(gradients, state):
+        updates, new = rule.update(
+            gradients, tf.nest.map_structure(lambda leaf: tf.cast(leaf, rule.dtype), state)
+        )
+        return updates, tf.nest.map_structure(
+            lambda leaf, old: tf.cast(leaf, old.dtype), new, state
+        )
+
+    natively = native_lstm.program(rule)
     programs = {}  # by sizes: one function for all would look to TensorFlow like retracing
 
     def run(weights, vectors, states):
+        if native_lstm.can_run(rule):
+            return step(functools.partial(natively, weights), vectors, states)
         sizes = tuple(vector.shape[0] for vector in vectors)
         if sizes not in programs:
-            programs[sizes] = compiled.program(rule, step)
+            programs[sizes] = compiled.program(rule, functools.partial(step, update_by_xla))
         return programs[sizes](weights, vectors, states)
 
     return run

@@ -13,8 +13,9 @@ ROOT = pathlib.Path(l2l_tf.__file__).parent
 ALLOWED = {
     "version": set(),
     "atomic_files": set(),
+    "native": set(),
     "preprocessing": set(),
-    "update_rules": {"preprocessing"},
+    "update_rules": {"native", "preprocessing"},
     "problems": set(),
     "saved_model": {"update_rules"},
     "saving": {"atomic_files", "saved_model", "update_rules"},

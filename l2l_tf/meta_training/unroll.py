@@ -158,7 +158,7 @@ class _Runner:
         self._num_coordinates = num_optimizees * base.num_coordinates(part.layout)
         self._update, self._num_strands = part.rule.update, 1
         if not second_derivatives:
-            program = compiled.program(part.rule, part.rule.update)
+            program = compiled.update_program(part.rule)
             self._update = functools.partial(program, compiled.weights(part.rule))
             self._num_strands = _num_strands(self._num_coordinates)
 

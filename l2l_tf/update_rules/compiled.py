@@ -8,6 +8,8 @@ slower under XLA on a CPU.
 import keras
 import tensorflow as tf
 
+from l2l_tf.update_rules import native_lstm
+
 
 def program(rule, function):
     """A function that calls a rule, as an XLA program of the rule's weights and the arguments.
@@ -28,6 +30,17 @@ def program(rule, function):
             return function(*args)
 
     return tf.function(stateless, jit_compile=True, autograph=False)
+
+
+def update_program(rule):
+    """``rule.update`` as a program, by the native kernel where that can run it."""
+    by_xla, natively = program(rule, rule.update), native_lstm.program(rule)
+
+    def run(weights, gradients, state):
+        chosen = natively if native_lstm.can_run(rule) else by_xla
+        return chosen(weights, gradients, state)
+
+    return run
 
 
 def weights(rule):

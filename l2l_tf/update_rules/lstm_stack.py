@@ -32,6 +32,7 @@ class LSTMStack(base.UpdateRule):
                 f"Received: layers={layers}"
             )
         self.layers = layers
+        self.num_outputs = num_outputs
         self.zero_head = zero_head
         self.seed = seed
         self._kernels, self._biases = [], []

@@ -1,0 +1,402 @@
+// The op L2lLstmStep: one step of stacked LSTM layers and a linear head on N columns, on a CPU.
+//
+// As update_rules/lstm_cells.step, but a block of columns goes through all of it while it is in
+// registers and the first-level cache: gates are never written to memory. Feature-major: every
+// tensor is [rows, N]. Of TensorFlow, only its C interface is used.
+//
+//   inputs   features [F, N]; kernel [4 * units, inputs + units] and bias [4 * units, 1] of each
+//            layer, head [outputs, units], head bias [outputs, 1]; hidden and cell [units, N] of
+//            each layer, in float32 or bfloat16
+//   outputs  [outputs, N]; new hidden and cell of each layer
+//
+// A call runs on one thread: the caller cuts columns into as many calls as there are cores.
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "tensorflow/c/kernels.h"
+#include "tensorflow/c/ops.h"
+
+namespace {
+
+// A block has kVectors vectors of kLanes columns. The four gates of a unit, for the whole block,
+// are summed in 4 * kVectors registers.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kVectors = 3;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kVectors = 2;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kVectors = 4;
+#else
+constexpr int kLanes = 4, kVectors = 2;
+#endif
+constexpr int kBlock = kLanes * kVectors;
+constexpr int kCacheLine = 64;
+
+typedef float Vector __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+inline Vector Load(const float* from) {
+  Vector value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+inline Vector Load(const Bfloat16* from) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  return (Vector)(__builtin_convertvector(halves, Integers) << 16);
+}
+
+inline void Store(Vector value, float* to) { std::memcpy(to, &value, sizeof(value)); }
+
+// Rounds to nearest, ties to even. NaN stays NaN.
+inline void Store(Vector value, Bfloat16* to) {
+  Integers bits = (Integers)value;
+  Integers rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  rounded = value == value ? rounded : (bits | 0x400000);
+  Halves halves = __builtin_convertvector((rounded >> 16) & 0xffff, Halves);
+  std::memcpy(to, &halves, sizeof(halves));
+}
+
+inline Vector Reciprocal(Vector x) {
+#if defined(__AVX512F__)
+  Vector estimate = (Vector)_mm512_rcp14_ps((__m512)x);
+  return estimate * (2.0f - x * estimate);  // one step of Newton's: 28 bits
+#else
+  return 1.0f / x;
+#endif
+}
+
+// x P(x^2) / Q(x^2), of least largest relative error on [-7.9, 7.9]: 1.3e-7. Beyond, tanh is 1
+// to 3e-7. A comparison with NaN is false, so NaN goes through.
+inline Vector Tanh(Vector x) {
+  x = x > 7.9f ? Vector{} + 7.9f : x;
+  x = x < -7.9f ? Vector{} - 7.9f : x;
+  Vector z = x * x;
+  Vector p = z * 1.1531825e-05f + 2.96047186e-03f;
+  p = p * z + 0.129344161f;
+  p = p * z + 0.999999869f;
+  Vector q = z * 2.49254371e-07f + 2.40011858e-04f;
+  q = q * z + 2.38540769e-02f;
+  q = q * z + 0.462676428f;
+  q = q * z + 1.0f;
+  return x * p * Reciprocal(q);
+}
+
+// A layer's weights as Step reads them: for each unit, for the bias and then for each input, the
+// four gates side by side (input, forget, candidate, output). Gates with a sigmoid are halved:
+// sigmoid(x) = (1 + tanh(x / 2)) / 2.
+struct Layer {
+  int units, inputs;  // inputs: with the units' own
+  std::vector<float> weights;
+
+  Layer(int units, int inputs, const float* kernel, const float* bias)
+      : units(units), inputs(inputs), weights(4 * units * (inputs + 1)) {
+    float* next = weights.data();
+    for (int unit = 0; unit < units; ++unit) {
+      for (int column = -1; column < inputs; ++column) {
+        for (int gate = 0; gate < 4; ++gate) {
+          int row = gate * units + unit;
+          float weight = column < 0 ? bias[row] : kernel[row * inputs + column];
+          *next++ = gate == 2 ? weight : 0.5f * weight;
+        }
+      }
+    }
+  }
+};
+
+// Rows of a block in a [rows, N] tensor.
+template <typename T>
+struct Rows {
+  T* start;
+  int64_t stride;  // N
+  T* At(int row, int vector) const { return start + row * stride + vector * kLanes; }
+};
+
+template <typename T>
+void Prefetch(const Rows<const T>& rows, int row) {
+  const char* next = reinterpret_cast<const char*>(rows.At(row, kVectors));
+  for (size_t byte = 0; byte < kBlock * sizeof(T); byte += kCacheLine) {
+    __builtin_prefetch(next + byte);
+  }
+}
+
+// One layer on one block. `inputs`, [layer.inputs, kBlock], ends with the old hidden state; the
+// new one is also written to `top`, [units, kBlock], for what comes above.
+template <typename T>
+void Step(const Layer& layer, const Vector* inputs, Rows<const T> hidden, Rows<const T> cell,
+          Rows<T> new_hidden, Rows<T> new_cell, Vector* top) {
+  const float* weights = layer.weights.data();
+  for (int unit = 0; unit < layer.units; ++unit) {
+    // The next block's state, while this one is computed.
+    Prefetch(hidden, unit);
+    Prefetch(cell, unit);
+    Vector gates[4][kVectors];
+    for (int gate = 0; gate < 4; ++gate) {
+      for (int v = 0; v < kVectors; ++v) gates[gate][v] = Vector{} + weights[gate];
+    }
+    weights += 4;
+    const Vector* input = inputs;
+    for (int i = 0; i < layer.inputs; ++i, input += kVectors, weights += 4) {
+      for (int gate = 0; gate < 4; ++gate) {
+        for (int v = 0; v < kVectors; ++v) gates[gate][v] += weights[gate] * input[v];
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      Vector write = Tanh(gates[0][v]), forget = Tanh(gates[1][v]);
+      Vector candidate = Tanh(gates[2][v]), read = Tanh(gates[3][v]);
+      Vector old = Load(cell.At(unit, v));
+      Vector sum = 0.5f * ((forget * old + old) + (write * candidate + candidate));
+      Vector squashed = Tanh(sum);
+      Vector output = 0.5f * (read * squashed + squashed);
+      Store(sum, new_cell.At(unit, v));
+      Store(output, new_hidden.At(unit, v));
+      top[unit * kVectors + v] = output;
+    }
+  }
+}
+
+struct Stack {
+  int num_features, num_outputs;
+  std::vector<Layer> layers;
+  const float *head, *head_bias;
+
+  int Widest() const {  // rows of the largest input of a layer, or of the head
+    int widest = 0;
+    for (const Layer& layer : layers) widest = layer.inputs > widest ? layer.inputs : widest;
+    return widest;
+  }
+};
+
+// All of a step on one block: `states` and `new_states` are hidden, cell, hidden, cell, ...
+template <typename T>
+void StepBlock(const Stack& stack, Rows<const float> features, const Rows<const T>* states,
+               Rows<float> outputs, const Rows<T>* new_states, Vector* inputs, Vector* above) {
+  for (int i = 0; i < stack.num_features; ++i) {
+    for (int v = 0; v < kVectors; ++v) inputs[i * kVectors + v] = Load(features.At(i, v));
+  }
+  for (size_t l = 0; l < stack.layers.size(); ++l) {
+    const Layer& layer = stack.layers[l];
+    Rows<const T> hidden = states[2 * l], cell = states[2 * l + 1];
+    Vector* own = inputs + (layer.inputs - layer.units) * kVectors;
+    for (int unit = 0; unit < layer.units; ++unit) {
+      for (int v = 0; v < kVectors; ++v) own[unit * kVectors + v] = Load(hidden.At(unit, v));
+    }
+    Step(layer, inputs, hidden, cell, new_states[2 * l], new_states[2 * l + 1], above);
+    std::swap(inputs, above);
+  }
+  const int width = stack.layers.back().units;
+  for (int row = 0; row < stack.num_outputs; ++row) {
+    for (int v = 0; v < kVectors; ++v) {
+      Vector sum = Vector{} + stack.head_bias[row];
+      for (int i = 0; i < width; ++i) sum += stack.head[row * width + i] * inputs[i * kVectors + v];
+      Store(sum, outputs.At(row, v));
+    }
+  }
+}
+
+// The columns that do not fill a block, in one of their own.
+template <typename T>
+class Padded {
+ public:
+  Padded(int rows) : values_(rows * kBlock) {}
+  Rows<T> rows() { return {values_.data(), kBlock}; }
+  Rows<const T> const_rows() const { return {values_.data(), kBlock}; }
+  void Fill(const T* from, int64_t stride, int64_t columns) {
+    for (size_t row = 0; row * kBlock < values_.size(); ++row) {
+      std::memcpy(&values_[row * kBlock], from + row * stride, columns * sizeof(T));
+    }
+  }
+  void Empty(T* to, int64_t stride, int64_t columns) const {
+    for (size_t row = 0; row * kBlock < values_.size(); ++row) {
+      std::memcpy(to + row * stride, &values_[row * kBlock], columns * sizeof(T));
+    }
+  }
+
+ private:
+  std::vector<T> values_;
+};
+
+template <typename T>
+void StepColumns(const Stack& stack, int64_t n, const float* features,
+                 const std::vector<const T*>& states, float* outputs,
+                 const std::vector<T*>& new_states) {
+  const int num_states = states.size();
+  std::vector<Vector> inputs(stack.Widest() * kVectors), above(inputs);
+  std::vector<Rows<const T>> old(num_states);
+  std::vector<Rows<T>> updated(num_states);
+
+  int64_t first = 0;
+  for (; first + kBlock <= n; first += kBlock) {
+    for (int s = 0; s < num_states; ++s) {
+      old[s] = {states[s] + first, n};
+      updated[s] = {new_states[s] + first, n};
+    }
+    StepBlock<T>(stack, {features + first, n}, old.data(), {outputs + first, n}, updated.data(),
+                 inputs.data(), above.data());
+  }
+  const int64_t rest = n - first;
+  if (rest == 0) return;
+  Padded<float> last_features(stack.num_features), last_outputs(stack.num_outputs);
+  last_features.Fill(features + first, n, rest);
+  std::vector<Padded<T>> last, last_updated;
+  for (int s = 0; s < num_states; ++s) {
+    last.emplace_back(stack.layers[s / 2].units);
+    last[s].Fill(states[s] + first, n, rest);
+    last_updated.emplace_back(stack.layers[s / 2].units);
+  }
+  for (int s = 0; s < num_states; ++s) {
+    old[s] = last[s].const_rows();
+    updated[s] = last_updated[s].rows();
+  }
+  StepBlock<T>(stack, last_features.const_rows(), old.data(), last_outputs.rows(), updated.data(),
+               inputs.data(), above.data());
+  last_outputs.Empty(outputs + first, n, rest);
+  for (int s = 0; s < num_states; ++s) last_updated[s].Empty(new_states[s] + first, n, rest);
+}
+
+// TensorFlow's side.
+
+using Status = std::unique_ptr<TF_Status, decltype(&TF_DeleteStatus)>;
+using Tensor = std::unique_ptr<TF_Tensor, decltype(&TF_DeleteTensor)>;
+
+int64_t Size(const Tensor& tensor, int axis) { return TF_Dim(tensor.get(), axis); }
+
+template <typename T>
+T* Data(const Tensor& tensor) {
+  return static_cast<T*>(TF_TensorData(tensor.get()));
+}
+
+// What is wrong with the shapes of the inputs, or an empty string.
+std::string Mismatch(const std::vector<Tensor>& inputs, int num_layers) {
+  for (const Tensor& tensor : inputs) {
+    if (TF_NumDims(tensor.get()) != 2) return "every input must have two axes";
+  }
+  const int64_t n = Size(inputs[0], 1);
+  int64_t width = Size(inputs[0], 0);
+  const Tensor* states = &inputs[2 * num_layers + 3];
+  for (int l = 0; l < num_layers; ++l) {
+    const int64_t units = Size(states[2 * l], 0);
+    const Tensor &kernel = inputs[1 + 2 * l], &bias = inputs[2 + 2 * l];
+    if (Size(kernel, 0) != 4 * units || Size(kernel, 1) != width + units ||
+        Size(bias, 0) != 4 * units || Size(bias, 1) != 1) {
+      return "kernel and bias of layer " + std::to_string(l) + " do not fit its inputs and state";
+    }
+    if (units == 0 || Size(states[2 * l + 1], 0) != units || Size(states[2 * l], 1) != n ||
+        Size(states[2 * l + 1], 1) != n) {
+      return "the state of layer " + std::to_string(l) + " does not fit the features";
+    }
+    width = units;
+  }
+  const Tensor &head = inputs[2 * num_layers + 1], &head_bias = inputs[2 * num_layers + 2];
+  if (Size(head, 1) != width || Size(head_bias, 0) != Size(head, 0) || Size(head_bias, 1) != 1) {
+    return "the head does not fit the last layer";
+  }
+  return "";
+}
+
+template <typename T>
+void Run(const Stack& stack, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) {
+  const int first_state = inputs.size() - outputs.size() + 1;
+  std::vector<const T*> states;
+  std::vector<T*> new_states;
+  for (size_t s = 1; s < outputs.size(); ++s) {
+    states.push_back(Data<T>(inputs[first_state + s - 1]));
+    new_states.push_back(Data<T>(outputs[s]));
+  }
+  StepColumns<T>(stack, Size(inputs[0], 1), Data<float>(inputs[0]), states, Data<float>(outputs[0]),
+                 new_states);
+}
+
+void Compute(void*, TF_OpKernelContext* context) {
+  Status status(TF_NewStatus(), TF_DeleteStatus);
+  auto failed = [&] {
+    if (TF_GetCode(status.get()) == TF_OK) return false;
+    TF_OpKernelContext_Failure(context, status.get());
+    return true;
+  };
+  const int num_inputs = TF_NumInputs(context);
+  const int num_layers = (num_inputs - 3) / 4;
+  std::vector<Tensor> inputs, outputs;
+  for (int i = 0; i < num_inputs; ++i) {
+    TF_Tensor* tensor = nullptr;
+    TF_GetInput(context, i, &tensor, status.get());
+    if (failed()) return;
+    inputs.emplace_back(tensor, TF_DeleteTensor);
+  }
+  const std::string mismatch = num_inputs == 4 * num_layers + 3 && num_layers > 0
+                                   ? Mismatch(inputs, num_layers)
+                                   : "expected two weights and two states of each layer, and a head";
+  if (!mismatch.empty()) {
+    TF_SetStatus(status.get(), TF_INVALID_ARGUMENT, ("L2lLstmStep: " + mismatch).c_str());
+    failed();
+    return;
+  }
+  const int64_t n = Size(inputs[0], 1);
+  const int first_state = 2 * num_layers + 3;
+  const TF_DataType type = TF_TensorType(inputs[first_state].get());
+  for (int o = 0; o < 1 + 2 * num_layers; ++o) {
+    const bool is_state = o > 0;
+    const int64_t rows = Size(inputs[is_state ? first_state + o - 1 : first_state - 2], 0);
+    const int64_t shape[] = {rows, n};
+    const size_t bytes = rows * n * (is_state && type == TF_BFLOAT16 ? 2 : 4);
+    TF_Tensor* tensor = TF_AllocateOutput(context, o, is_state ? type : TF_FLOAT, shape, 2, bytes,
+                                          status.get());
+    if (failed()) return;
+    outputs.emplace_back(tensor, TF_DeleteTensor);
+  }
+  Stack stack;
+  stack.num_features = Size(inputs[0], 0);
+  stack.num_outputs = Size(outputs[0], 0);
+  for (int l = 0; l < num_layers; ++l) {
+    stack.layers.emplace_back(Size(inputs[first_state + 2 * l], 0), Size(inputs[1 + 2 * l], 1),
+                              Data<float>(inputs[1 + 2 * l]), Data<float>(inputs[2 + 2 * l]));
+  }
+  stack.head = Data<float>(inputs[first_state - 2]);
+  stack.head_bias = Data<float>(inputs[first_state - 1]);
+  if (type == TF_BFLOAT16) {
+    Run<Bfloat16>(stack, inputs, outputs);
+  } else {
+    Run<float>(stack, inputs, outputs);
+  }
+}
+
+void UnknownShapes(TF_ShapeInferenceContext* context, TF_Status* status) {
+  TF_ShapeInferenceContextSetUnknownShape(context, status);
+}
+
+bool Register() {
+  Status status(TF_NewStatus(), TF_DeleteStatus);
+  TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder("L2lLstmStep");
+  TF_OpDefinitionBuilderAddAttr(op, "W: int");
+  TF_OpDefinitionBuilderAddAttr(op, "S: int");
+  TF_OpDefinitionBuilderAddAttr(op, "T: {float, bfloat16}");
+  TF_OpDefinitionBuilderAddInput(op, "features: float");
+  TF_OpDefinitionBuilderAddInput(op, "weights: W * float");
+  TF_OpDefinitionBuilderAddInput(op, "states: S * T");
+  TF_OpDefinitionBuilderAddOutput(op, "outputs: float");
+  TF_OpDefinitionBuilderAddOutput(op, "new_states: S * T");
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(op, UnknownShapes);
+  TF_RegisterOpDefinition(op, status.get());
+  if (TF_GetCode(status.get()) != TF_OK) return false;
+  TF_RegisterKernelBuilder("L2lLstmStep",
+                           TF_NewKernelBuilder("L2lLstmStep", "CPU", nullptr, Compute, nullptr),
+                           status.get());
+  return TF_GetCode(status.get()) == TF_OK;
+}
+
+const bool registered = Register();
+
+}  // namespace

@@ -1,0 +1,117 @@
+"""The native kernel against XLA's program and TensorFlow, and where it is not to be had."""
+
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import l2l_tf
+from l2l_tf.native import library
+from l2l_tf.update_rules import compiled, native_lstm
+
+needs_library = pytest.mark.skipif(library.load() is None, reason="no C++ compiler")
+
+
+def rule_and_inputs(rule_class, layers, n, seed=0):
+    rule = rule_class(layers=layers, zero_head=False, seed=1)
+    gradients = tf.random.stateless_normal([n], [seed, 0])
+    state = tf.nest.map_structure(
+        lambda leaf: tf.abs(tf.random.stateless_normal(leaf.shape, [seed, leaf.shape[0]])),
+        rule.initial_state(n),
+    )
+    return rule, gradients, state
+
+
+def assert_near(received, expected, tolerance):
+    for a, b in zip(tf.nest.flatten(received), tf.nest.flatten(expected), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        np.testing.assert_allclose(
+            tf.cast(a, tf.float32), tf.cast(b, tf.float32), rtol=tolerance, atol=tolerance
+        )
+
+
+@needs_library
+@pytest.mark.parametrize("n", [1, 47, 48, 200])
+@pytest.mark.parametrize("layers", [(20, 20), (8,), (3, 1, 5)])
+@pytest.mark.parametrize(
+    "rule_class", [l2l_tf.update_rules.CoordinatewiseLSTM, l2l_tf.update_rules.RNNprop]
+)
+def test_a_step_is_that_of_tensorflow(rule_class, layers, n):
+    rule, gradients, state = rule_and_inputs(rule_class, layers, n)
+    assert native_lstm.can_run(rule)
+    received = native_lstm.program(rule)(compiled.weights(rule), gradients, state)
+    assert_near(received, rule.update(gradients, state), 3e-6)
+
+
+@needs_library
+def test_bfloat16_state():
+    rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.RNNprop, (8,), 100)
+    state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.bfloat16), state)
+    updates, received = native_lstm.program(rule)(compiled.weights(rule), gradients, state)
+    state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.float32), state)
+    expected_updates, expected = rule.update(gradients, state)
+    assert_near(updates, expected_updates, 3e-6)
+    expected = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.bfloat16), expected)
+    assert_near(received, expected, 2.0**-7)
+
+
+@needs_library
+def test_nan_and_large_gates():
+    rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (4,), 3)
+    ((hidden, cell),), moments = state
+    hidden = tf.constant([[np.nan, 1e6, -1e6]] * 4, tf.float32)
+    state = ((hidden, cell),), moments
+    received = native_lstm.program(rule)(compiled.weights(rule), gradients, state)
+    assert np.isnan(received[0][0]) and np.all(np.isfinite(received[0][1:]))
+    assert_near(received, rule.update(gradients, state), 3e-6)
+
+
+@needs_library
+def test_its_gradient_is_that_of_tensorflow():
+    rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5, 5), 20)
+    weights = compiled.weights(rule)
+
+    def gradient_of(update):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            updates, new_state = update(weights, gradients, state)
+            total = sum(tf.reduce_sum(leaf**2) for leaf in tf.nest.flatten((updates, new_state)))
+        return tape.gradient(total, weights)
+
+    expected = gradient_of(compiled.program(rule, rule.update))
+    assert_near(gradient_of(native_lstm.program(rule)), expected, 1e-4)
+
+
+@needs_library
+def test_inside_of_xla_it_gives_way():
+    rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5,), 20)
+    update = compiled.update_program(rule)
+    weights = compiled.weights(rule)
+    inside = tf.function(update, jit_compile=True)(weights, gradients, state)
+    assert_near(inside, update(weights, gradients, state), 3e-6)
+
+
+@needs_library
+def test_shapes_that_do_not_fit_are_refused():
+    rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5,), 20)
+    features, _ = rule.preprocess(gradients[:19], ())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="state of layer 0 does not fit"):
+        library.load().l2l_lstm_step(features, compiled.weights(rule), tf.nest.flatten(state))
+
+
+def test_without_a_compiler_it_is_absent(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert library.load.__wrapped__() is None
+
+
+def test_a_compiler_that_fails_is_reported(monkeypatch, tmp_path):
+    def fail(command, **kwargs):
+        raise subprocess.CalledProcessError(1, command, stderr="no space left")
+
+    monkeypatch.setenv("CXX", "true")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.warns(UserWarning, match="no space left"):
+        assert library.load.__wrapped__() is None
+    assert not list((tmp_path / "l2l_tf").iterdir())
