@@ -79,9 +79,13 @@ inline Vector Reciprocal(Vector x) {
 #endif
 }
 
-// x P(x^2) / Q(x^2), of least largest relative error on [-7.9, 7.9]: 1.3e-7. Beyond, tanh is 1
-// to 3e-7. A comparison with NaN is false, so NaN goes through.
-inline Vector Tanh(Vector x) {
+struct Fraction {
+  Vector over, under;  // under: 1 to 200
+};
+
+// tanh as x P(x^2) / Q(x^2), of least largest relative error on [-7.9, 7.9]: 1.3e-7. Beyond, tanh
+// is 1 to 3e-7. A comparison with NaN is false, so NaN goes through.
+inline Fraction Tanh(Vector x) {
   x = x > 7.9f ? Vector{} + 7.9f : x;
   x = x < -7.9f ? Vector{} - 7.9f : x;
   Vector z = x * x;
@@ -92,7 +96,7 @@ inline Vector Tanh(Vector x) {
   q = q * z + 2.38540769e-02f;
   q = q * z + 0.462676428f;
   q = q * z + 1.0f;
-  return x * p * Reciprocal(q);
+  return {x * p, q};
 }
 
 // A layer's weights as Step reads them: for each unit, for the bias and then for each input, the
@@ -154,13 +158,19 @@ void Step(const Layer& layer, const Vector* inputs, Rows<const T> hidden, Rows<c
         for (int v = 0; v < kVectors; ++v) gates[gate][v] += weights[gate] * input[v];
       }
     }
+    // sum = ((1 + forget) old + (1 + write) candidate) / 2, output = (1 + read) tanh(sum) / 2: each
+    // over one denominator, as divisions cost more than products.
     for (int v = 0; v < kVectors; ++v) {
-      Vector write = Tanh(gates[0][v]), forget = Tanh(gates[1][v]);
-      Vector candidate = Tanh(gates[2][v]), read = Tanh(gates[3][v]);
+      Fraction write = Tanh(gates[0][v]), forget = Tanh(gates[1][v]);
+      Fraction candidate = Tanh(gates[2][v]), read = Tanh(gates[3][v]);
       Vector old = Load(cell.At(unit, v));
-      Vector sum = 0.5f * ((forget * old + old) + (write * candidate + candidate));
-      Vector squashed = Tanh(sum);
-      Vector output = 0.5f * (read * squashed + squashed);
+      Vector under = write.under * candidate.under;
+      Vector sum = ((forget.under + forget.over) * old * under +
+                    (write.under + write.over) * candidate.over * forget.under) *
+                   (0.5f * Reciprocal(under * forget.under));
+      Fraction squashed = Tanh(sum);
+      Vector output = (read.under + read.over) * squashed.over *
+                      (0.5f * Reciprocal(read.under * squashed.under));
       Store(sum, new_cell.At(unit, v));
       Store(output, new_hidden.At(unit, v));
       top[unit * kVectors + v] = output;
