@@ -14,16 +14,23 @@ import tensorflow as tf
 from l2l_tf.update_rules import compiled, native_lstm
 
 # Coordinates in a chunk. At most MAX_CHUNKS of them make a variable, for the size of the program:
-# beyond 4 million coordinates, chunks grow. Both determine the layout of saved optimizer states.
+# beyond 4 million coordinates, chunks grow. All of these determine the layout of saved optimizer
+# states.
 CHUNK_SIZE = 32_768
 MAX_CHUNKS = 128
-# Variables below this size share a chunk.
+# Variables below this size share a chunk. Larger ones are cut, into chunks of no less, until there
+# are SIDE_BY_SIDE of them: chunks are run side by side.
 SMALL = 4096
+SIDE_BY_SIDE = 4
 
 
 def chunk_sizes(num_coordinates):
     """Coordinates of each chunk of a variable; one chunk at least."""
-    count = min(MAX_CHUNKS, max(1, -(-num_coordinates // CHUNK_SIZE)))
+    count = max(
+        1,
+        min(SIDE_BY_SIDE, num_coordinates // SMALL),
+        min(MAX_CHUNKS, -(-num_coordinates // CHUNK_SIZE)),
+    )
     bounds = np.linspace(0, num_coordinates, count + 1).astype(int)
     return [int(size) for size in np.diff(bounds)]
 
