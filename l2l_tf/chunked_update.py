@@ -7,6 +7,8 @@ variables share a chunk.
 """
 
 import functools
+import itertools
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -78,13 +80,21 @@ def program(rule):
     natively = native_lstm.program(rule)
     programs = {}  # by sizes: one function for all would look to TensorFlow like retracing
 
+    def new_program(is_native):
+        if not is_native:
+            return compiled.program(rule, functools.partial(step, update_by_xla))
+        # A function too: all chunks of a size share its graph.
+        return tf.function(
+            lambda weights, *args: step(functools.partial(natively, weights), *args),
+            autograph=False,
+        )
+
     def run(weights, vectors, states):
-        if native_lstm.can_run(rule):
-            return step(functools.partial(natively, weights), vectors, states)
-        sizes = tuple(vector.shape[0] for vector in vectors)
-        if sizes not in programs:
-            programs[sizes] = compiled.program(rule, functools.partial(step, update_by_xla))
-        return programs[sizes](weights, vectors, states)
+        is_native = native_lstm.can_run(rule)
+        key = is_native, *(vector.shape[0] for vector in vectors)
+        if key not in programs:
+            programs[key] = new_program(is_native)
+        return programs[key](weights, vectors, states)
 
     return run
 
@@ -103,20 +113,27 @@ def update(program, weights, gradients, states, assign):
     Returns:
         List of updates, like the gradients.
     """
-    vectors, chunk_states, owners = [], [], []
+    bounds, chunk_states, owners = [], [], []
     for owner, (gradient, of_chunks) in enumerate(zip(gradients, states)):
-        vectors += tf.split(gradient, chunk_sizes(gradient.shape[0]))
+        ends = np.cumsum([0, *chunk_sizes(gradient.shape[0])])
+        bounds += itertools.pairwise(ends)
         chunk_states += of_chunks
         owners += [owner] * len(of_chunks)
 
-    updates = [None] * len(vectors)
-    for group in _groups([vector.shape[0] for vector in vectors]):
+    updates, finished = [None] * len(bounds), []
+    at_once = os.cpu_count() or 1
+    for group in _groups([end - start for start, end in bounds]):
         of_group = [chunk_states[i] for i in group]
+        # As many chunks at once as cores: the memory that one needs goes to the next, and the small
+        # variables, which come last, even out when the cores are done.
+        with tf.control_dependencies(finished[-at_once : 1 - at_once or None]):
+            whole = [tf.identity(gradients[owners[i]]) for i in group]
         steps, new_states = program(
             weights,
-            [tf.stop_gradient(vectors[i]) for i in group],
+            [tf.stop_gradient(vector[slice(*bounds[i])]) for i, vector in zip(group, whole)],
             [[tf.convert_to_tensor(leaf) for leaf in leaves] for leaves in of_group],
         )
+        finished.append(tf.identity(steps[0]))  # a function, inlined, would not be waited for
         for i, step in zip(group, steps):
             updates[i] = step
         for leaf, value in zip(tf.nest.flatten(of_group), tf.nest.flatten(new_states)):
