@@ -59,9 +59,13 @@ def peak_mebibytes(prepare, *args):
     Returns:
         ``(MiB, what the function returned)``.
     """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak, (prepare, args))
+    return alone(_peak, prepare, args)
+
+
+def alone(function, *args):
+    """What a module's function returns, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
 
 
 def _peak(prepare, args):

@@ -199,11 +199,15 @@ def apply_to(n, state_dtype="float32"):
 
 def growth():
     """Nanoseconds a coordinate of a step of the LSTM (20, 20), against the number of them."""
-    rows = []
-    for n in (10_000, 100_000, 1_000_000, 5_000_000):
-        seconds, _ = measure.median_seconds({"step": apply_to(n)}, num_rounds=5)
-        rows.append({"coordinates": n, "ns a coordinate": round(1e9 * seconds["step"] / n, 1)})
-    return rows
+    return [
+        {"coordinates": n, "ns a coordinate": round(1e9 * measure.alone(_step_seconds, n) / n, 1)}
+        for n in (10_000, 100_000, 1_000_000, 5_000_000)
+    ]
+
+
+def _step_seconds(n):
+    seconds, _ = measure.median_seconds({"step": apply_to(n)})
+    return seconds["step"]
 
 
 def _first_and_second_step(n, state_dtype):

@@ -15,24 +15,22 @@ import tensorflow as tf
 
 from l2l_tf.update_rules import compiled, native_lstm
 
-# Coordinates in a chunk. At most MAX_CHUNKS of them make a variable, for the size of the program:
-# beyond 4 million coordinates, chunks grow. All of these determine the layout of saved optimizer
-# states.
+# Variables below this size share a chunk, and larger ones are cut into chunks of no less.
+SMALL = 4096
+# Chunks that are run side by side: at most as many, and a power of two, as cores are.
+SIDE_BY_SIDE = 4
+# Coordinates in a chunk, at most, and chunks in a variable, for the size of the program: beyond 4
+# million coordinates, chunks grow. All of these determine the layout of saved optimizer states.
 CHUNK_SIZE = 32_768
 MAX_CHUNKS = 128
-# Variables below this size share a chunk. Larger ones are cut, into chunks of no less, until there
-# are SIDE_BY_SIDE of them: chunks are run side by side.
-SMALL = 4096
-SIDE_BY_SIDE = 4
 
 
 def chunk_sizes(num_coordinates):
     """Coordinates of each chunk of a variable; one chunk at least."""
-    count = max(
-        1,
-        min(SIDE_BY_SIDE, num_coordinates // SMALL),
-        min(MAX_CHUNKS, -(-num_coordinates // CHUNK_SIZE)),
-    )
+    shares = min(SIDE_BY_SIDE, max(1, num_coordinates // SMALL))
+    shares = 2 ** (shares.bit_length() - 1)
+    in_turn = min(MAX_CHUNKS // SIDE_BY_SIDE, max(1, -(-num_coordinates // (shares * CHUNK_SIZE))))
+    count = shares * in_turn
     bounds = np.linspace(0, num_coordinates, count + 1).astype(int)
     return [int(size) for size in np.diff(bounds)]
 
