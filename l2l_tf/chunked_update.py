@@ -17,7 +17,7 @@ from l2l_tf.update_rules import compiled, native_lstm
 
 # Variables below this size share a chunk, and larger ones are cut into chunks of no less.
 SMALL = 4096
-# Chunks that are run side by side: at most as many, and a power of two, as cores are.
+# Chunks for cores to run side by side, a power of two, as the number of cores mostly is.
 SIDE_BY_SIDE = 4
 # Coordinates in a chunk, at most, and chunks in a variable, for the size of the program: beyond 4
 # million coordinates, chunks grow. All of these determine the layout of saved optimizer states.

@@ -71,6 +71,25 @@ def test_all_variables_at_once_equal_one_by_one_and_chunk_by_chunk(monkeypatch, 
     np.testing.assert_allclose(weights(together), weights(chunked), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "num_coordinates, num_chunks",
+    [
+        (0, 1),
+        (8191, 1),
+        (8192, 2),
+        (15_680, 2),
+        (16_384, 4),
+        (131_072, 4),
+        (131_073, 8),
+        (10**8, 128),
+    ],
+)
+def test_chunks_are_of_one_size_and_as_many_as_cores_share_evenly(num_coordinates, num_chunks):
+    sizes = chunked_update.chunk_sizes(num_coordinates)
+    assert len(sizes) == num_chunks and sum(sizes) == num_coordinates
+    assert max(sizes) - min(sizes) <= 1
+
+
 def test_learning_rate_multiplies_the_update():
     variable = tf.Variable([1.0, 2.0])
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.5])
