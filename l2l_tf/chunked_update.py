@@ -88,7 +88,8 @@ def program(rule):
         )
 
     def run(weights, vectors, states):
-        is_native = native_lstm.can_run(rule)
+        dtypes = {leaf.dtype.name for leaf in tf.nest.flatten(states)}
+        is_native = len(dtypes) == 1 and native_lstm.can_run(rule, *dtypes)
         key = is_native, *(vector.shape[0] for vector in vectors)
         if key not in programs:
             programs[key] = new_program(is_native)

@@ -1,7 +1,10 @@
 """The native kernel against XLA's program and TensorFlow, and where it is not to be had."""
 
+import os
 import subprocess
+import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +13,11 @@ import l2l_tf
 from l2l_tf.native import library
 from l2l_tf.update_rules import compiled, native_lstm
 
-needs_library = pytest.mark.skipif(library.load() is None, reason="no C++ compiler")
+needs_library = pytest.mark.skipif(
+    library.load() is None
+    or any(device.device_type != "CPU" for device in tf.config.list_logical_devices()),
+    reason="no C++ compiler, or not a CPU",
+)
 
 
 def rule_and_inputs(rule_class, layers, n, seed=0):
@@ -32,7 +39,7 @@ def assert_near(received, expected, tolerance):
 
 
 @needs_library
-@pytest.mark.parametrize("n", [1, 47, 48, 200])
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 200])  # a block has 64 columns or less
 @pytest.mark.parametrize("layers", [(20, 20), (8,), (3, 1, 5)])
 @pytest.mark.parametrize(
     "rule_class", [l2l_tf.update_rules.CoordinatewiseLSTM, l2l_tf.update_rules.RNNprop]
@@ -100,18 +107,78 @@ def test_shapes_that_do_not_fit_are_refused():
         library.load().l2l_lstm_step(features, compiled.weights(rule), tf.nest.flatten(state))
 
 
+@needs_library
+def test_a_rule_with_weights_of_its_own_is_left_to_xla():
+    class Scaled(l2l_tf.update_rules.CoordinatewiseLSTM):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+        def postprocess(self, outputs):
+            return self.scale * super().postprocess(outputs)
+
+    rule, gradients, state = rule_and_inputs(Scaled, (5,), 20)
+    assert not native_lstm.can_run(rule)
+    updates, _ = compiled.update_program(rule)(compiled.weights(rule), gradients, state)
+    assert_near(updates, rule.update(gradients, state)[0], 3e-6)
+
+
+@needs_library
+def test_the_environment_turns_it_off_at_any_time(monkeypatch):
+    rule, *_ = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5,), 20)
+    monkeypatch.setenv("L2L_TF_NATIVE", "0")
+    assert library.load() is None and not native_lstm.can_run(rule)
+    monkeypatch.delenv("L2L_TF_NATIVE")
+    assert native_lstm.can_run(rule)
+
+
+@needs_library
+def test_no_saved_model_has_the_kernel(tmp_path):
+    rule = l2l_tf.update_rules.CoordinatewiseLSTM(layers=(4,))
+    model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    model.compile(optimizer=l2l_tf.LearnedOptimizer(rule), loss="mse")
+    model.fit(np.ones([4, 3]), np.ones([4, 2]), verbose=0)
+    model.export(tmp_path / "exported", verbose=False)
+    tf.saved_model.save(model, str(tmp_path / "saved"))
+    l2l_tf.save(rule, str(tmp_path / "rule"))
+    graphs = list(tmp_path.rglob("saved_model.pb"))
+    assert len(graphs) == 3
+    assert not any(b"L2lLstmStep" in graph.read_bytes() for graph in graphs)
+
+
+@needs_library
+def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = library._path(["c++"])
+    path.write_bytes(b"")
+    # Twice in one process TensorFlow would not register the op: in another one.
+    program = "from l2l_tf.native import library; assert library.load() is not None"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert path.stat().st_size > 10_000
+
+
+def test_without_a_home_its_directory_is_temporary(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    assert library._cache_directory().is_absolute()
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_compiler_it_is_absent(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert library.load.__wrapped__() is None
+    assert library._load.__wrapped__() is None
 
 
 def test_a_compiler_that_fails_is_reported(monkeypatch, tmp_path):
     def fail(command, **kwargs):
-        raise subprocess.CalledProcessError(1, command, stderr="no space left")
+        if "-o" in command:
+            raise subprocess.CalledProcessError(1, command, stderr="no space left")
+        return subprocess.CompletedProcess(command, 0, stdout="version 1")
 
-    monkeypatch.setenv("CXX", "true")
+    monkeypatch.setenv("CXX", "true -m64")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.warns(UserWarning, match="no space left"):
-        assert library.load.__wrapped__() is None
+        assert library._load.__wrapped__() is None
     assert not list((tmp_path / "l2l_tf").iterdir())

@@ -305,10 +305,11 @@ def test_two_replicas_stay_equal_and_equal_to_one_device():
     np.testing.assert_allclose(weights(mirrored), weights(one), atol=1e-5)
 
 
-def test_bfloat16_state_takes_half_the_memory_and_trains_alike():
-    models = [
-        compiled(l2l_tf.LearnedOptimizer(lstm(), state_dtype=d)) for d in ("float32", "bfloat16")
-    ]
+@pytest.mark.parametrize(
+    "dtype, memory, tolerance", [("bfloat16", 0.5, 0.05), ("float64", 2, 1e-4)]
+)
+def test_state_in_another_dtype_trains_alike(dtype, memory, tolerance):
+    models = [compiled(l2l_tf.LearnedOptimizer(lstm(), state_dtype=d)) for d in ("float32", dtype)]
     losses = [fit(model) for model in models]
     sizes = [
         sum(
@@ -317,8 +318,8 @@ def test_bfloat16_state_takes_half_the_memory_and_trains_alike():
         )
         for m in models
     ]
-    assert sizes[1] == sizes[0] / 2
-    np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+    assert sizes[1] == memory * sizes[0]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=tolerance)
 
 
 def test_a_rule_for_each_group_of_variables():

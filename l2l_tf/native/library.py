@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,57 +23,78 @@ SOURCE = pathlib.Path(__file__).parent / "lstm_step.cc"
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"]
 
 
-@functools.cache
 def load():
     """The module of the library's ops; None where it cannot be had.
 
     Compiles it if this machine has not done so yet, in about two seconds. A compiler that fails
     gets a warning with what it said.
     """
-    if os.environ.get("L2L_TF_NATIVE", "1") == "0" or sys.platform not in ("linux", "darwin"):
-        return None
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
+    return None if os.environ.get("L2L_TF_NATIVE", "1") == "0" else _load()
+
+
+@functools.cache
+def _load():
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    if sys.platform not in ("linux", "darwin") or shutil.which(compiler[0]) is None:
         return None
     try:
-        return tf.load_op_library(str(_compiled(compiler)))
+        path = _path(compiler)
+        if path.exists():
+            try:
+                return tf.load_op_library(str(path))
+            except tf.errors.OpError:  # damaged, or for another system that has this directory too
+                pass
+        _compile(compiler, path)
+        return tf.load_op_library(str(path))
     except (OSError, subprocess.SubprocessError, tf.errors.OpError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(
             "The native kernel cannot be had, and XLA's programs take its place, at half of its "
-            f"speed. Set L2L_TF_NATIVE=0 to do so without this warning. {compiler} or TensorFlow "
-            f"said: {reason.strip()[-1000:]}",
-            stacklevel=2,
+            "speed. Set L2L_TF_NATIVE=0 to do so without this warning. "
+            f"{shlex.join(compiler)} or TensorFlow said: {reason.strip()[-1000:]}",
+            stacklevel=3,
         )
         return None
 
 
-def _compiled(compiler):
-    """The path of the compiled library, which is whole or absent."""
-    link = [*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags()]
-    command = [compiler, *FLAGS, "-shared", "-fPIC", str(SOURCE), *link]
-    # All that the result depends on: "native" is this processor, whose features are its name's.
-    parts = [SOURCE.read_text(), *command, tf.version.GIT_VERSION, tf.__version__, _processor()]
+def _path(compiler):
+    """Where the compiled library is, or is to be."""
+    # All that it depends on: "native" is this processor, whose features are its name's.
+    version = _run([*compiler, "--version"])
+    parts = [SOURCE.read_text(), *_command(compiler), version, tf.version.GIT_VERSION, _processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    directory = _cache_directory()
-    path = directory / f"lstm_step-{digest}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=directory) as beside:
-            result = pathlib.Path(beside) / path.name
-            subprocess.run(
-                [*command, "-o", str(result)], check=True, capture_output=True, text=True
-            )
-            result.replace(path)
-    return path
+    return _cache_directory() / f"lstm_step-{digest}.so"
+
+
+def _command(compiler):
+    link = [*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags()]
+    return [*compiler, *FLAGS, "-shared", "-fPIC", str(SOURCE), *link]
+
+
+def _compile(compiler, path):
+    """Writes the library, which is there whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as beside:
+        result = pathlib.Path(beside) / path.name
+        _run([*_command(compiler), "-o", str(result)])
+        with result.open("rb") as file:
+            os.fsync(file.fileno())
+        result.replace(path)
+
+
+def _run(command):
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, errors="replace"
+    ).stdout
 
 
 def _cache_directory():
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     directory = pathlib.Path(base) / "l2l_tf"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if os.access(directory, os.W_OK):
-            return directory
+        if directory.is_absolute():  # "~" stays where no home is known
+            directory.mkdir(parents=True, exist_ok=True)
+            if os.access(directory, os.W_OK):
+                return directory
     except OSError:
         pass
     own = tempfile.mkdtemp(prefix="l2l_tf-")  # of this process alone
@@ -81,8 +103,10 @@ def _cache_directory():
 
 
 def _processor():
+    names = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+        lines = []
+    known = sorted({line for line in lines if line.startswith(names)})
+    return "\n".join(known) or f"{platform.processor()} of {platform.node()}"

@@ -12,13 +12,15 @@ from l2l_tf.native import library
 from l2l_tf.update_rules.lstm import LSTMRule
 
 
-def can_run(rule):
+def can_run(rule, state_dtype="float32"):
     """Whether the kernel computes ``rule.update`` here: on this machine, in this graph."""
     return (
         isinstance(rule, LSTMRule)
         and type(rule).update is LSTMRule.update
         and type(rule).run_layers is LSTMRule.run_layers
+        and len(rule.variables) == 2 * len(rule.layers) + 2  # kernels, biases, head and its bias
         and rule.dtype == "float32"
+        and state_dtype in ("float32", "bfloat16")
         and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
         and not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
         and library.load() is not None
@@ -53,7 +55,7 @@ def program(rule):
 
 
 def _run_layers(rule, weights, features, layers):
-    """``rule.run_layers``, and its gradient, for which XLA computes it once more."""
+    """``rule.run_layers``, and its gradient, for which TensorFlow computes it once more."""
     structure = (weights, features, layers)
 
     def by_tensorflow(weights, features, layers):
