@@ -49,8 +49,8 @@ def _load():
     except (OSError, subprocess.SubprocessError, tf.errors.OpError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(
-            "The native kernel cannot be had, and XLA's programs take its place, at half of its "
-            "speed. Set L2L_TF_NATIVE=0 to do so without this warning. "
+            "The native kernel cannot be had, and XLA's programs, which are slower, take its "
+            "place. Set L2L_TF_NATIVE=0 to do so without this warning. "
             f"{shlex.join(compiler)} or TensorFlow said: {reason.strip()[-1000:]}",
             stacklevel=3,
         )
