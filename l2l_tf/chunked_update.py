@@ -23,6 +23,8 @@ SIDE_BY_SIDE = 4
 # million coordinates, chunks grow. All of these determine the layout of saved optimizer states.
 CHUNK_SIZE = 32_768
 MAX_CHUNKS = 128
+# Chunks end at a multiple of it, so that rows of the state begin with a cache line each.
+BLOCK = 64
 
 
 def chunk_sizes(num_coordinates):
@@ -31,7 +33,9 @@ def chunk_sizes(num_coordinates):
     shares = 2 ** (shares.bit_length() - 1)
     in_turn = min(MAX_CHUNKS // SIDE_BY_SIDE, max(1, -(-num_coordinates // (shares * CHUNK_SIZE))))
     count = shares * in_turn
-    bounds = np.linspace(0, num_coordinates, count + 1).astype(int)
+    blocks = np.linspace(0, num_coordinates / BLOCK, count + 1).round().astype(int)
+    bounds = np.minimum(blocks * BLOCK, num_coordinates)
+    bounds[-1] = num_coordinates
     return [int(size) for size in np.diff(bounds)]
 
 

@@ -64,6 +64,19 @@ def test_bfloat16_state():
 
 
 @needs_library
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 3e-6), ("bfloat16", 2.0**-7)])
+def test_a_state_larger_than_a_cache(dtype, tolerance):
+    n = 64 * 520  # a multiple of a block: rows begin with a cache line
+    rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (20, 20), n)
+    state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, dtype), state)
+    updates, received = native_lstm.program(rule)(compiled.weights(rule), gradients, state)
+    state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.float32), state)
+    expected_updates, expected = rule.update(gradients, state)
+    assert_near(updates, expected_updates, 3e-6)
+    assert_near(received, tf.nest.map_structure(lambda s: tf.cast(s, dtype), expected), tolerance)
+
+
+@needs_library
 def test_nan_and_large_gates():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (4,), 3)
     ((hidden, cell),), moments = state

@@ -64,6 +64,7 @@ def test_all_variables_at_once_equal_one_by_one_and_chunk_by_chunk(monkeypatch, 
 
     monkeypatch.setattr(chunked_update, "CHUNK_SIZE", 50)  # of a kernel of 180
     monkeypatch.setattr(chunked_update, "SMALL", 40)
+    monkeypatch.setattr(chunked_update, "BLOCK", 1)
     chunked = compiled(l2l_tf.LearnedOptimizer(lstm()), jit_compile=jit_compile)
     fit(chunked)
     kernel_chunks = chunked.optimizer._states[0]
@@ -84,10 +85,11 @@ def test_all_variables_at_once_equal_one_by_one_and_chunk_by_chunk(monkeypatch, 
         (10**8, 128),
     ],
 )
-def test_chunks_are_of_one_size_and_as_many_as_cores_share_evenly(num_coordinates, num_chunks):
+def test_chunks_are_even_and_end_with_a_block(num_coordinates, num_chunks):
     sizes = chunked_update.chunk_sizes(num_coordinates)
     assert len(sizes) == num_chunks and sum(sizes) == num_coordinates
-    assert max(sizes) - min(sizes) <= 1
+    assert all(size % chunked_update.BLOCK == 0 for size in sizes[:-1])
+    assert max(sizes) - min(sizes) <= 2 * chunked_update.BLOCK
 
 
 def test_learning_rate_multiplies_the_update():

@@ -70,6 +70,25 @@ inline void Store(Vector value, Bfloat16* to) {
   std::memcpy(to, &halves, sizeof(halves));
 }
 
+// Past the caches: `to` is aligned.
+inline void Stream(Vector value, float* to) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)value);
+#else
+  Store(value, to);
+#endif
+}
+
+inline void Stream(Vector value, Bfloat16* to) {
+#if defined(__AVX512F__)
+  alignas(2 * kLanes) Bfloat16 halves[kLanes];
+  Store(value, halves);
+  _mm256_stream_si256((__m256i*)to, *(const __m256i*)halves);
+#else
+  Store(value, to);
+#endif
+}
+
 inline Vector Reciprocal(Vector x) {
 #if defined(__AVX512F__)
   Vector estimate = (Vector)_mm512_rcp14_ps((__m512)x);
@@ -154,9 +173,18 @@ void Prefetch(const Rows<const T>& rows, int row) {
   }
 }
 
+template <bool kStreams, typename T>
+inline void StoreState(Vector value, T* to) {
+  if (kStreams) {
+    Stream(value, to);
+  } else {
+    Store(value, to);
+  }
+}
+
 // One layer on one block. `inputs`, [layer.inputs, kBlock], ends with the old hidden state; the
 // new one is also written to `top`, [units, kBlock], for what comes above.
-template <typename T>
+template <typename T, bool kStreams>
 void Step(const Layer& layer, const Vector* inputs, Rows<const T> hidden, Rows<const T> cell,
           Rows<T> new_hidden, Rows<T> new_cell, Vector* top) {
   const float* weights = layer.weights.data();
@@ -194,7 +222,7 @@ void Step(const Layer& layer, const Vector* inputs, Rows<const T> hidden, Rows<c
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       sum[v].over *= 0.5f * Reciprocal(sum[v].under);
-      Store(sum[v].over, new_cell.At(unit, v));
+      StoreState<kStreams>(sum[v].over, new_cell.At(unit, v));
     }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -205,7 +233,7 @@ void Step(const Layer& layer, const Vector* inputs, Rows<const T> hidden, Rows<c
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       Vector hidden = output[v].over * (0.5f * Reciprocal(output[v].under));
-      Store(hidden, new_hidden.At(unit, v));
+      StoreState<kStreams>(hidden, new_hidden.At(unit, v));
       top[unit * kVectors + v] = hidden;
     }
   }
@@ -224,7 +252,7 @@ struct Stack {
 };
 
 // All of a step on one block: `states` and `new_states` are hidden, cell, hidden, cell, ...
-template <typename T>
+template <typename T, bool kStreams>
 void StepBlock(const Stack& stack, Rows<const float> features, const Rows<const T>* states,
                Rows<float> outputs, const Rows<T>* new_states, Vector* inputs, Vector* above) {
   for (int i = 0; i < stack.num_features; ++i) {
@@ -237,7 +265,8 @@ void StepBlock(const Stack& stack, Rows<const float> features, const Rows<const 
     for (int unit = 0; unit < layer.units; ++unit) {
       for (int v = 0; v < kVectors; ++v) own[unit * kVectors + v] = Load(hidden.At(unit, v));
     }
-    Step(layer, inputs, hidden, cell, new_states[2 * l], new_states[2 * l + 1], above);
+    Step<T, kStreams>(layer, inputs, hidden, cell, new_states[2 * l], new_states[2 * l + 1],
+                      above);
     std::swap(inputs, above);
   }
   const int width = stack.layers.back().units;
@@ -272,6 +301,18 @@ class Padded {
   std::vector<T> values_;
 };
 
+// Whether the new states go past the caches. If they do not fit there, each line of theirs would be
+// read from memory before it is written.
+template <typename T>
+bool Streams(const Stack& stack, int64_t n, const std::vector<T*>& new_states) {
+  constexpr int64_t kCache = 4 << 20;  // bytes, of one core
+  int64_t bytes = 0;
+  for (const Layer& layer : stack.layers) bytes += 2 * layer.units * n * sizeof(T);
+  bool aligned = n * sizeof(T) % kCacheLine == 0;
+  for (T* state : new_states) aligned &= reinterpret_cast<uintptr_t>(state) % kCacheLine == 0;
+  return aligned && bytes > kCache;
+}
+
 template <typename T>
 void StepColumns(const Stack& stack, int64_t n, const float* features,
                  const std::vector<const T*>& states, float* outputs,
@@ -280,6 +321,7 @@ void StepColumns(const Stack& stack, int64_t n, const float* features,
   std::vector<Vector> inputs(stack.Widest() * kVectors), above(inputs);
   std::vector<Rows<const T>> old(num_states);
   std::vector<Rows<T>> updated(num_states);
+  const bool streams = Streams(stack, n, new_states);
 
   int64_t first = 0;
   for (; first + kBlock <= n; first += kBlock) {
@@ -287,9 +329,13 @@ void StepColumns(const Stack& stack, int64_t n, const float* features,
       old[s] = {states[s] + first, n};
       updated[s] = {new_states[s] + first, n};
     }
-    StepBlock<T>(stack, {features + first, n}, old.data(), {outputs + first, n}, updated.data(),
-                 inputs.data(), above.data());
+    const auto step = streams ? StepBlock<T, true> : StepBlock<T, false>;
+    step(stack, {features + first, n}, old.data(), {outputs + first, n}, updated.data(),
+         inputs.data(), above.data());
   }
+#if defined(__AVX512F__)
+  if (streams) _mm_sfence();  // for whoever reads the new states
+#endif
   const int64_t rest = n - first;
   if (rest == 0) return;
   Padded<float> last_features(stack.num_features), last_outputs(stack.num_outputs);
@@ -304,8 +350,8 @@ void StepColumns(const Stack& stack, int64_t n, const float* features,
     old[s] = last[s].const_rows();
     updated[s] = last_updated[s].rows();
   }
-  StepBlock<T>(stack, last_features.const_rows(), old.data(), last_outputs.rows(), updated.data(),
-               inputs.data(), above.data());
+  StepBlock<T, false>(stack, last_features.const_rows(), old.data(), last_outputs.rows(),
+                      updated.data(), inputs.data(), above.data());
   last_outputs.Empty(outputs + first, n, rest);
   for (int s = 0; s < num_states; ++s) last_updated[s].Empty(new_states[s] + first, n, rest);
 }
