@@ -10,7 +10,6 @@ import functools
 import itertools
 import os
 
-import numpy as np
 import tensorflow as tf
 
 from l2l_tf.update_rules import compiled, native_lstm
@@ -23,7 +22,7 @@ SIDE_BY_SIDE = 4
 # million coordinates, chunks grow. All of these determine the layout of saved optimizer states.
 CHUNK_SIZE = 32_768
 MAX_CHUNKS = 128
-# Chunks end at a multiple of it, so that rows of the state begin with a cache line each.
+# Chunks but the last are a multiple of it, so that rows of the state begin with a cache line each.
 BLOCK = 64
 
 
@@ -33,10 +32,8 @@ def chunk_sizes(num_coordinates):
     shares = 2 ** (shares.bit_length() - 1)
     in_turn = min(MAX_CHUNKS // SIDE_BY_SIDE, max(1, -(-num_coordinates // (shares * CHUNK_SIZE))))
     count = shares * in_turn
-    blocks = np.linspace(0, num_coordinates / BLOCK, count + 1).round().astype(int)
-    bounds = np.minimum(blocks * BLOCK, num_coordinates)
-    bounds[-1] = num_coordinates
-    return [int(size) for size in np.diff(bounds)]
+    size = -(-num_coordinates // (count * BLOCK)) * BLOCK
+    return [size] * (count - 1) + [num_coordinates - (count - 1) * size]
 
 
 def initial_state(rule, num_coordinates):
@@ -118,8 +115,8 @@ def update(program, weights, gradients, states, assign):
     """
     bounds, chunk_states, owners = [], [], []
     for owner, (gradient, of_chunks) in enumerate(zip(gradients, states)):
-        ends = np.cumsum([0, *chunk_sizes(gradient.shape[0])])
-        bounds += itertools.pairwise(ends)
+        sizes = chunk_sizes(gradient.shape[0])
+        bounds += itertools.pairwise(itertools.accumulate(sizes, initial=0))
         chunk_states += of_chunks
         owners += [owner] * len(of_chunks)
 

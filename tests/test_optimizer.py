@@ -85,11 +85,11 @@ def test_all_variables_at_once_equal_one_by_one_and_chunk_by_chunk(monkeypatch, 
         (10**8, 128),
     ],
 )
-def test_chunks_are_even_and_end_with_a_block(num_coordinates, num_chunks):
-    sizes = chunked_update.chunk_sizes(num_coordinates)
-    assert len(sizes) == num_chunks and sum(sizes) == num_coordinates
-    assert all(size % chunked_update.BLOCK == 0 for size in sizes[:-1])
-    assert max(sizes) - min(sizes) <= 2 * chunked_update.BLOCK
+def test_chunks_but_the_last_are_whole_blocks_of_one_size(num_coordinates, num_chunks):
+    *sizes, last = chunked_update.chunk_sizes(num_coordinates)
+    assert len(sizes) + 1 == num_chunks and sum(sizes) + last == num_coordinates
+    assert len(set(sizes)) <= 1 and all(size % chunked_update.BLOCK == 0 for size in sizes)
+    assert not sizes or sizes[0] - num_chunks * chunked_update.BLOCK < last <= sizes[0]
 
 
 def test_learning_rate_multiplies_the_update():
