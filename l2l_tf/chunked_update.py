@@ -89,8 +89,7 @@ def program(rule):
         )
 
     def run(weights, vectors, states):
-        dtypes = {leaf.dtype.name for leaf in tf.nest.flatten(states)}
-        is_native = len(dtypes) == 1 and native_lstm.can_run(rule, *dtypes)
+        is_native = native_lstm.can_run(rule, states)
         key = is_native, *(vector.shape[0] for vector in vectors)
         if key not in programs:
             programs[key] = new_program(is_native)
@@ -122,11 +121,12 @@ def update(program, weights, gradients, states, assign):
 
     updates, finished = [None] * len(bounds), []
     at_once = os.cpu_count() or 1
-    for group in _groups([end - start for start, end in bounds]):
+    for index, group in enumerate(_groups([end - start for start, end in bounds])):
         of_group = [chunk_states[i] for i in group]
         # As many chunks at once as cores: the memory that one needs goes to the next, and the small
         # variables, which come last, even out when the cores are done.
-        with tf.control_dependencies(finished[-at_once : 1 - at_once or None]):
+        waits_for = [finished[index - at_once]] if index >= at_once else []
+        with tf.control_dependencies(waits_for):
             whole = [tf.identity(gradients[owners[i]]) for i in group]
         steps, new_states = program(
             weights,

@@ -162,7 +162,7 @@ def test_no_saved_model_has_the_kernel(tmp_path):
 @needs_library
 def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = library._path(["c++"])
+    path = library._path(library._compiler())
     path.write_bytes(b"")
     # Twice in one process TensorFlow would not register the op: in another one.
     program = "from l2l_tf.native import library; assert library.load() is not None"

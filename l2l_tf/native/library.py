@@ -34,7 +34,7 @@ def load():
 
 @functools.cache
 def _load():
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    compiler = _compiler()
     if sys.platform not in ("linux", "darwin") or shutil.which(compiler[0]) is None:
         return None
     try:
@@ -55,6 +55,11 @@ def _load():
             stacklevel=3,
         )
         return None
+
+
+def _compiler():
+    """A command, with its arguments."""
+    return shlex.split(os.environ.get("CXX") or "c++")
 
 
 def _path(compiler):

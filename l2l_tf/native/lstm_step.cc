@@ -71,23 +71,20 @@ inline void Store(Vector value, Bfloat16* to) {
 }
 
 // Past the caches: `to` is aligned.
-inline void Stream(Vector value, float* to) {
 #if defined(__AVX512F__)
-  _mm512_stream_ps(to, (__m512)value);
-#else
-  Store(value, to);
-#endif
-}
+inline void Stream(Vector value, float* to) { _mm512_stream_ps(to, (__m512)value); }
 
 inline void Stream(Vector value, Bfloat16* to) {
-#if defined(__AVX512F__)
   alignas(2 * kLanes) Bfloat16 halves[kLanes];
   Store(value, halves);
   _mm256_stream_si256((__m256i*)to, *(const __m256i*)halves);
-#else
-  Store(value, to);
-#endif
 }
+#else
+template <typename T>
+void Stream(Vector value, T* to) {
+  Store(value, to);
+}
+#endif
 
 inline Vector Reciprocal(Vector x) {
 #if defined(__AVX512F__)

@@ -37,7 +37,7 @@ def update_program(rule):
     by_xla, natively = program(rule, rule.update), native_lstm.program(rule)
 
     def run(weights, gradients, state):
-        chosen = natively if native_lstm.can_run(rule) else by_xla
+        chosen = natively if native_lstm.can_run(rule, state) else by_xla
         return chosen(weights, gradients, state)
 
     return run

@@ -12,7 +12,7 @@ from l2l_tf.native import library
 from l2l_tf.update_rules.lstm import LSTMRule
 
 
-def can_run(rule, state_dtype="float32"):
+def can_run(rule, state=()):
     """Whether the kernel computes ``rule.update`` here: on this machine, in this graph."""
     return (
         isinstance(rule, LSTMRule)
@@ -20,7 +20,7 @@ def can_run(rule, state_dtype="float32"):
         and type(rule).run_layers is LSTMRule.run_layers
         and len(rule.variables) == 2 * len(rule.layers) + 2  # kernels, biases, head and its bias
         and rule.dtype == "float32"
-        and state_dtype in ("float32", "bfloat16")
+        and {leaf.dtype for leaf in tf.nest.flatten(state)} <= {tf.float32, tf.bfloat16}
         and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
         and not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
         and library.load() is not None
