@@ -12,18 +12,19 @@ ROOT = pathlib.Path(l2l_tf.__file__).parent
 # Imports point one way: a part may import the parts that stand before it in its row.
 ALLOWED = {
     "version": set(),
+    "arguments": set(),
     "atomic_files": set(),
     "native": set(),
-    "preprocessing": set(),
-    "update_rules": {"native", "preprocessing"},
-    "problems": set(),
+    "preprocessing": {"arguments"},
+    "update_rules": {"arguments", "native", "preprocessing"},
+    "problems": {"arguments"},
     "saved_model": {"update_rules"},
-    "saving": {"atomic_files", "saved_model", "update_rules"},
+    "saving": {"arguments", "atomic_files", "saved_model", "update_rules"},
     "chunked_update": {"update_rules"},
     "update_by_parts": {"chunked_update", "update_rules"},
-    "optimizer": {"saving", "update_by_parts", "update_rules"},
-    "meta_training": {"problems", "saving", "update_rules", "version"},
-    "evaluation": {"meta_training", "problems", "saving", "update_rules"},
+    "optimizer": {"arguments", "saving", "update_by_parts", "update_rules"},
+    "meta_training": {"arguments", "problems", "saving", "update_rules", "version"},
+    "evaluation": {"arguments", "meta_training", "optimizer", "problems", "saving", "update_rules"},
 }
 
 
