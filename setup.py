@@ -35,6 +35,7 @@ setup(
         "tensorboard>=2.18",  # the tensorflow wheel no longer brings it along
         "tensorflow>=2.18",
         "tensorflow-datasets>=4.9.7",
+        "tqdm>=4.64",
         "importlib_resources",  # imported by tensorflow-datasets, which does not declare it
     ],
     extras_require={

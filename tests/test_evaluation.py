@@ -1,6 +1,7 @@
 import json
 
 import conftest
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +10,7 @@ import l2l_tf
 from l2l_tf import update_rules
 from l2l_tf.evaluation import baselines
 from l2l_tf.evaluation.learning_curves import Arena, loss_at
+from l2l_tf.meta_training.episodes import episode_seed, windows
 from l2l_tf.problems import Quadratic
 from l2l_tf.problems.base import Problem
 
@@ -124,8 +126,6 @@ def test_results_json_and_curves(result, tmp_path):
 
 
 def test_compare_prints_the_table_and_writes_the_curves(tmp_path, capsys):
-    import keras
-
     result = l2l_tf.compare(
         conftest.mlp,
         conftest.image_data(),
@@ -140,6 +140,112 @@ def test_compare_prints_the_table_and_writes_the_curves(tmp_path, capsys):
     assert (tmp_path / "curves.png").exists()
 
 
+def by_fit(problem, optimizer, num_steps, build_model=conftest.mlp):
+    """The losses of Keras' own training on the first optimizee of a report."""
+    (window,) = windows(problem, "heldout", episode_seed(0, "report", 0), 1, num_steps - 1)
+    model = build_model()
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    sizes = [v.shape.num_elements() for v in model.trainable_variables]
+    for variable, value in zip(model.trainable_variables, tf.split(window["parameters"], sizes)):
+        variable.assign(tf.reshape(value, variable.shape))
+    x, y = window["batches"][0]
+    return [float(np.asarray(model.train_on_batch(x[t], y[t]))) for t in range(num_steps)]
+
+
+def with_exclusions():
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=20.0)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    return optimizer
+
+
+KERAS_OPTIMIZERS = {
+    "AdamW": with_exclusions,
+    "schedule": lambda: keras.optimizers.Lion(
+        keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, 0.01])
+    ),
+    "scaled loss": lambda: keras.optimizers.SGD(0.5, momentum=0.9, loss_scale_factor=64.0),
+    "accumulation": lambda: keras.optimizers.Adam(0.1, gradient_accumulation_steps=2),
+    "EMA": lambda: keras.optimizers.SGD(0.5, use_ema=True, ema_overwrite_frequency=3),
+    "learned": lambda: l2l_tf.LearnedOptimizer("mnist-mlp-lite", learning_rate=0.3),
+}
+
+
+@pytest.mark.parametrize("make", KERAS_OPTIMIZERS.values(), ids=KERAS_OPTIMIZERS)
+def test_a_keras_optimizer_trains_as_in_fit_and_each_optimizee_afresh(make):
+    problem, optimizer = conftest.keras_problem(), make()
+    result = l2l_tf.evaluate(problem, {"given": optimizer}, [], num_steps=6, num_seeds=3)
+    losses = result.optimizers["given"]["loss"]
+    np.testing.assert_allclose(losses[0], by_fit(problem, make(), 6), rtol=2e-4)
+    assert int(optimizer.iterations) == 0
+    # The last optimizee's losses do not depend on those before it.
+    arena = Arena(problem, num_steps=6)
+    runner = arena.runner(optimizer)
+    for element in arena._episodes("report", 3)[::-1]:
+        runner.prepare(element)
+        last = runner.run(element)[0][0]
+        np.testing.assert_allclose(last, losses[-1], rtol=1e-6)
+        break
+
+
+def test_a_keras_optimizer_and_the_rule_of_its_name_are_equal_on_any_problem():
+    problem = l2l_tf.problems.get("simple-multi")
+    rules = {"rule": update_rules.Momentum(0.1), "keras": keras.optimizers.SGD(0.1, momentum=0.9)}
+    result = l2l_tf.evaluate(problem, rules, [], num_steps=5, num_seeds=2)
+    losses = [result.optimizers[name]["loss"] for name in rules]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    sources = [(o["source"], o["learning_rate"]) for o in result.optimizers.values()]
+    assert sources == [("learned", None), ("given", pytest.approx(0.1))]
+
+
+def test_a_rule_of_another_dtype_than_the_problem():
+    class Double(Bowl):
+        dtype = "float64"
+
+        def sample_parameters(self, seed):
+            return [tf.ones([1], tf.float64)]
+
+    rules = {"rule": update_rules.SGD(0.5)}
+    result = l2l_tf.evaluate(Double(), rules, ["sgd"], num_steps=4, num_seeds=1)
+    np.testing.assert_allclose(
+        result.optimizers["rule"]["loss"], [[0.5, 0.125, 0.03125, 0.0078125]]
+    )
+
+
+class NoConfig(keras.optimizers.SGD):
+    def __init__(self, secret):
+        super().__init__(0.1)
+
+
+def excluding_variables():
+    optimizer = keras.optimizers.AdamW()
+    optimizer.build(conftest.mlp().trainable_variables)
+    optimizer.exclude_from_weight_decay(var_list=optimizer._trainable_variables[:1])
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: NoConfig(3), "'no_config' .NoConfig. cannot be copied by its config"),
+        (excluding_variables, "'adam_?w' excludes variables of one model"),
+    ],
+)
+def test_keras_optimizers_that_cannot_be_copied(make, message):
+    with pytest.raises(ValueError, match=message):
+        l2l_tf.evaluate(Bowl(), [make()], [], num_steps=2, num_seeds=1)
+
+
+def test_sides_and_progress(capsys):
+    problem = conftest.keras_problem()
+    rules = {"mine": update_rules.SGD()}
+    result = l2l_tf.evaluate(problem, rules, ["sgd"], num_steps=2, num_seeds=1, verbose=True)
+    assert (result.side, result.has_heldout) == ("heldout", False)
+    assert "tuning sgd" in capsys.readouterr().err
+    result = l2l_tf.evaluate(Bowl(), rules, [], num_steps=2, num_seeds=1, side="train")
+    assert (result.side, result.has_heldout) == ("train", True)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "kwargs, message",
     [
@@ -147,8 +253,23 @@ def test_compare_prints_the_table_and_writes_the_curves(tmp_path, capsys):
         ({"optimizers": ["no-such-rule"]}, "Unknown rule 'no-such-rule'"),
         ({"num_steps": 1}, "num_steps=1"),
         ({"optimizers": {"adam": update_rules.SGD()}}, "different names"),
+        ({"baselines": ["sgd", "sgd"]}, "different names. Received twice: .'sgd'"),
+        ({"optimizers": ["quadratic", "quadratic"]}, "different names"),
+        ({"optimizers": {"x": 3}}, r"`optimizers\['x'\]` must be an update rule"),
+        ({"optimizers": "quadratic"}, "`optimizers` must be a dict"),
+        ({"baselines": "sgd"}, "`baselines` must be a list"),
+        ({"num_steps": 10.0}, "`num_steps` must be an integer"),
+        ({"num_seeds": 1.5}, "`num_seeds` must be an integer"),
+        ({"num_tuning_seeds": 0}, "`num_tuning_seeds` must be an integer, 1 at least"),
+        ({"seed": "x"}, "`seed` must be an integer"),
+        ({"side": "test"}, "`side` must be one of"),
+        (
+            {"optimizers": {"x": update_rules.GroupedRule([("bias", update_rules.SGD())])}},
+            "No pattern of the GroupedRule matches the variable 'theta'",
+        ),
     ],
 )
 def test_bad_arguments(kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
         l2l_tf.evaluate(Quadratic(), **{"optimizers": {}, **kwargs})
+    assert "in user code" not in str(caught.value)

@@ -1,16 +1,18 @@
 """Baselines: hand-designed optimizers with learning rates tuned for the task at hand."""
 
 import difflib
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
+from l2l_tf import arguments
 from l2l_tf.update_rules import hand_designed
 
 BASELINES = {
     "sgd": hand_designed.SGD,
     "momentum": hand_designed.Momentum,
-    "nag": lambda learning_rate: hand_designed.Momentum(learning_rate, nesterov=True),
+    "nag": functools.partial(hand_designed.Momentum, nesterov=True),
     "rmsprop": hand_designed.RMSprop,
     "adam": hand_designed.Adam,
 }
@@ -32,9 +34,10 @@ class Tuned(NamedTuple):
 
 
 def check_names(names):
-    """Raises a ValueError that names the nearest baseline if one is unknown."""
+    """Raises an error that names the nearest baseline if one is unknown."""
+    arguments.instance("baselines", names, (list, tuple), f"a list of some of {tuple(BASELINES)}")
     for name in names:
-        if name not in BASELINES:
+        if arguments.text("baselines", name) not in BASELINES:
             near = difflib.get_close_matches(name, BASELINES, n=1)
             raise ValueError(
                 f"Unknown baseline {name!r}."
@@ -43,7 +46,7 @@ def check_names(names):
             )
 
 
-def tune(name, arena, num_seeds):
+def tune(name, arena, num_seeds, progress=lambda: None):
     """The baseline with the learning rate of the lowest mean loss over the arena's horizon.
 
     Coarse to fine, and as far as it takes: the returned grid has the factor 1.5 on both sides of
@@ -53,6 +56,7 @@ def tune(name, arena, num_seeds):
         name: a key of ``BASELINES``.
         arena: ``Arena``.
         num_seeds: optimizees to average over.
+        progress: called after each learning rate.
 
     Returns:
         ``Tuned``.
@@ -60,7 +64,8 @@ def tune(name, arena, num_seeds):
     Raises:
         RuntimeError: no learning rate in 1.5^±48 has a best one inside, or all diverge.
     """
-    rule = BASELINES[name](learning_rate=0.1)
+    dtype = "float64" if arena.problem.dtype == "float64" else "float32"
+    rule = BASELINES[name](learning_rate=0.1, dtype=dtype)
     runner = arena.runner(rule)
     scores = {}
 
@@ -68,6 +73,7 @@ def tune(name, arena, num_seeds):
         if exponent not in scores:
             rule.learning_rate.assign(_rate(exponent))
             scores[exponent] = float(np.mean(arena.losses(runner, "tune", num_seeds)))
+            progress()
         return scores[exponent] if np.isfinite(scores[exponent]) else np.inf
 
     for exponent in COARSE_EXPONENTS:

@@ -5,14 +5,15 @@ from l2l_tf.problems import KerasProblem
 
 
 def compare(build_model, dataset, loss, rules, heldout=None, output_dir=None, **kwargs):
-    """Trains fresh copies of a Keras model with learned rules and with tuned baselines.
+    """Trains fresh copies of a Keras model with learned rules, tuned baselines, Keras optimizers.
 
-    Prints the table of ``evaluate``; with `output_dir`, also writes ``results.json`` and
-    ``curves.png`` there.
+    Each copy is trained as ``fit`` would train it. Prints the table of ``evaluate``; with
+    `output_dir`, also writes ``results.json`` and ``curves.png`` there.
 
     Args:
         build_model, dataset, loss, heldout: as of ``l2l_tf.problems.KerasProblem``.
-        rules: as `optimizers` of ``evaluate``: rules by name, or names and directories.
+        rules: as `optimizers` of ``evaluate``: a dict of name → rule or Keras optimizer, or a list
+            of names, directories and Keras optimizers.
         output_dir: directory to write, or None.
         **kwargs: of ``evaluate``: `baselines`, `num_steps`, `num_seeds`, ….
 

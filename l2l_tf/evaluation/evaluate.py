@@ -1,10 +1,19 @@
 """evaluate: learned rules against tuned baselines, on equal terms."""
 
-from l2l_tf import saving
+import collections
+import contextlib
+import os
+
+import keras
+import tqdm
+
+from l2l_tf import arguments, saving
 from l2l_tf.evaluation import baselines as baselines_lib
 from l2l_tf.evaluation.learning_curves import Arena
 from l2l_tf.evaluation.pictures import picture_rows
 from l2l_tf.evaluation.report import Result
+from l2l_tf.problems.base import SIDES, check_problem
+from l2l_tf.update_rules import UpdateRule
 
 
 def evaluate(
@@ -17,8 +26,9 @@ def evaluate(
     num_tuning_seeds=None,
     seed=0,
     side="heldout",
+    verbose=False,
 ):
-    """Learning curves of learned rules and of tuned baselines on fresh optimizees.
+    """Learning curves of learned rules, tuned baselines and Keras optimizers on fresh optimizees.
 
     Fair by construction: every optimizer gets the same initial parameters and batches, held out
     from meta-training; a loss is measured before the step's update; each baseline's learning rate
@@ -27,8 +37,9 @@ def evaluate(
 
     Args:
         problem: a ``Problem``.
-        optimizers: dict of name → ``UpdateRule``, or what ``l2l_tf.load`` takes; or a list of the
-            latter.
+        optimizers: dict of name → ``UpdateRule``, or what ``l2l_tf.load`` takes, or a Keras
+            optimizer; or a list of the latter two. A Keras optimizer is taken as it is given, not
+            tuned, and each optimizee is trained by a fresh copy of it.
         baselines: names: some of "adam", "rmsprop", "sgd", "momentum", "nag".
         num_steps: the horizon, in optimizee steps.
         num_seeds: optimizees reported on.
@@ -36,7 +47,9 @@ def evaluate(
             at least of random functions: they are cheap, and a rate that is tuned on too few of
             them diverges on the next steep one.
         seed: int, of all of them.
-        side: "heldout" or "train" data.
+        side: "heldout" or "train" data. On either, an optimizee is trained on the very batches
+            whose losses are reported.
+        verbose: whether to show a progress bar on stderr.
 
     Returns:
         A ``Result``: ``print(result.table())``, ``result.save(directory)``; with pictures of the
@@ -49,42 +62,49 @@ def evaluate(
     >>> sorted(result.optimizers)
     ['mine', 'sgd']
     """
-    if num_steps < 2 or num_seeds < 1:
-        raise ValueError(
-            "`num_steps` must be at least 2 and `num_seeds` at least 1. "
-            f"Received: num_steps={num_steps}, num_seeds={num_seeds}"
-        )
-    baselines_lib.check_names(baselines)
-    if not isinstance(optimizers, dict):
-        optimizers = {str(name).rstrip("/"): name for name in optimizers}
-    both = sorted(set(optimizers) & set(baselines))
-    if both:
-        raise ValueError(f"Optimizers and baselines must have different names. Received: {both}")
-    rules = {
-        name: rule if hasattr(rule, "update") else saving.load(rule)
-        for name, rule in optimizers.items()
-    }
-
+    check_problem(problem)
+    arguments.integer("num_steps", num_steps, 2)
+    arguments.integer("num_seeds", num_seeds, 1)
+    arguments.integer("seed", seed)
+    arguments.choice("side", side, SIDES)
+    arguments.boolean("verbose", verbose)
     if num_tuning_seeds is None:
         num_tuning_seeds = max(num_seeds, 1024) if problem.vectorized else num_seeds
+    arguments.integer("num_tuning_seeds", num_tuning_seeds, 1)
+    baselines_lib.check_names(baselines)
+    contestants = _contestants(optimizers, baselines)
+    for optimizer in contestants.values():
+        if isinstance(optimizer, UpdateRule):
+            optimizer.parts(problem.layout)  # refuses a layout that it cannot take
+
     arena = Arena(problem, num_steps, side, seed)
-    tuned = {name: baselines_lib.tune(name, arena, num_tuning_seeds) for name in baselines}
-    rules.update({name: baseline.rule for name, baseline in tuned.items()})
-    runners = {name: arena.runner(rule) for name, rule in rules.items()}
-    runs = {n: arena.losses_and_parameters(r, "report", num_seeds) for n, r in runners.items()}
-    seconds = arena.seconds_per_step(runners)
+    with _Progress(verbose) as progress:
+        tuned = {}
+        for name in baselines:
+            progress.say(f"tuning {name}")
+            tuned[name] = baselines_lib.tune(name, arena, num_tuning_seeds, progress.step)
+        contestants.update({name: baseline.rule for name, baseline in tuned.items()})
+        runners = {name: arena.runner(optimizer) for name, optimizer in contestants.items()}
+        runs = {}
+        for name, runner in runners.items():
+            progress.say(f"training by {name}")
+            runs[name] = arena.losses_and_parameters(runner, "report", num_seeds)
+            progress.step()
+        progress.say("timing")
+        seconds = arena.seconds_per_step(runners)
     result = Result(
         problem=problem.name,
         num_steps=num_steps,
         num_seeds=num_seeds,
+        side=side,
+        has_heldout=problem.has_heldout,
         optimizers={
             name: {
-                "learning_rate": tuned[name].learning_rate if name in tuned else None,
-                "grid": tuned[name].grid if name in tuned else None,
+                **_origin(optimizer, tuned.get(name)),
                 "loss": runs[name][0],
                 "seconds_per_step": seconds[name],
             }
-            for name in rules
+            for name, optimizer in contestants.items()
         },
     )
     if problem.picture is not None:
@@ -92,3 +112,72 @@ def evaluate(
         parameters = {name: parameters for name, (_, parameters) in runs.items()}
         result.pictures = picture_rows(problem, batches, parameters, result)
     return result
+
+
+def _contestants(optimizers, baselines):
+    """Dict of name → update rule or Keras optimizer."""
+    if not isinstance(optimizers, dict):
+        arguments.instance(
+            "optimizers", optimizers, (list, tuple), "a dict of name → optimizer, or a list"
+        )
+        pairs = [
+            (o.name if isinstance(o, keras.optimizers.Optimizer) else str(o).rstrip("/"), o)
+            for o in optimizers
+        ]
+        optimizers = dict(pairs)
+        _check_different([name for name, _ in pairs])
+    _check_different([*optimizers, *baselines])
+    return {arguments.text("optimizers' name", n): _optimizer(n, o) for n, o in optimizers.items()}
+
+
+def _optimizer(name, optimizer):
+    if isinstance(optimizer, (str, os.PathLike)):
+        return saving.load(optimizer)
+    return arguments.instance(
+        f"optimizers[{name!r}]",
+        optimizer,
+        (UpdateRule, keras.optimizers.Optimizer),
+        "an update rule, a Keras optimizer, a shipped rule's name or a directory",
+    )
+
+
+def _check_different(names):
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"Optimizers and baselines must have different names. Received twice: {repeated}. Name "
+            "them by a dict, {name: optimizer}."
+        )
+
+
+def _origin(optimizer, tuned):
+    """Where a contestant's settings come from, for a ``Result``."""
+    if tuned is not None:
+        return {"source": "tuned", "learning_rate": tuned.learning_rate, "grid": tuned.grid}
+    if isinstance(optimizer, UpdateRule):
+        return {"source": "learned", "learning_rate": None, "grid": None}
+    rate = None
+    with contextlib.suppress(TypeError, ValueError):  # of a schedule
+        rate = float(optimizer.get_config()["learning_rate"])
+    return {"source": "given", "learning_rate": rate, "grid": None}
+
+
+class _Progress:
+    """What an evaluation is at, on stderr; or nothing."""
+
+    def __init__(self, verbose):
+        self._bar = tqdm.tqdm(
+            disable=not verbose, bar_format="{desc}: {n} runs in {elapsed}", leave=False
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._bar.close()
+
+    def say(self, what):
+        self._bar.set_description_str(what)
+
+    def step(self):
+        self._bar.update()

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf.evaluation import runners
 from l2l_tf.meta_training import episodes as episodes_lib
-from l2l_tf.meta_training import unroll as unroll_lib
 
 # The length of the mean that smooths "the loss at a step".
 SMOOTHING = 5
@@ -15,7 +15,7 @@ SMOOTHING = 5
 class Arena:
     """A problem's episodes, the same for every optimizer that enters.
 
-    Every rule gets the same initial parameters and the same batches in the same order, and its
+    Every optimizer gets the same initial parameters and the same batches in the same order, and its
     loss is measured at the same point, before each update.
 
     Args:
@@ -33,8 +33,12 @@ class Arena:
         self._seed = seed
         self._datasets = {}
 
+    def runner(self, optimizer):
+        """A runner of an ``UpdateRule`` or a Keras optimizer; see ``runners.runner``."""
+        return runners.runner(optimizer, self.problem)
+
     def losses(self, runner, purpose, num_seeds):
-        """Learning curves of a ``runner(rule)``, ``[num_seeds, num_steps]``.
+        """Learning curves of a ``runner(optimizer)``, ``[num_seeds, num_steps]``.
 
         Entry t is f(θ_t), before the t-th update.
         """
@@ -42,7 +46,10 @@ class Arena:
 
     def losses_and_parameters(self, runner, purpose, num_seeds):
         """As of ``losses``; and the parameters of the last loss, ``[num_seeds, N]``."""
-        runs = [runner(e["parameters"], e["batches"]) for e in self._episodes(purpose, num_seeds)]
+        runs = []
+        for episode in self._episodes(purpose, num_seeds):
+            runner.prepare(episode)
+            runs.append(runner.run(episode))
         losses, parameters = map(np.concatenate, zip(*runs))
         return losses.astype("float64"), parameters
 
@@ -54,46 +61,19 @@ class Arena:
                 batches.append(tf.nest.map_structure(lambda x, m=m: x[m, 0], e["batches"]))
         return batches
 
-    def runner(self, rule):
-        """The compiled unroll of `rule`: its weights may change between calls of ``losses``."""
-
-        def unrolled(parameters, batches):
-            # One step fewer than losses: the last loss needs no update after it.
-            trajectory = unroll_lib.unroll(
-                rule,
-                self.problem,
-                parameters,
-                unroll_lib.initial_state(rule, self.problem.layout, parameters.shape[0]),
-                batches,
-                num_steps=self.num_steps - 1,
-                record=False,
-            )
-            # [M, num_steps], [M, N]
-            return tf.transpose(trajectory.losses), trajectory.parameters
-
-        compiled = {}  # by the number of optimizees
-
-        def run(parameters, batches):
-            num_optimizees = parameters.shape[0]
-            if num_optimizees not in compiled:
-                function = tf.function(unrolled)
-                compiled[num_optimizees] = function.get_concrete_function(parameters, batches)
-            return [t.numpy() for t in compiled[num_optimizees](parameters, batches)]
-
-        return run
-
     def seconds_per_step(self, runners, purpose="report", num_rounds=5):
         """Median seconds a step of one optimizee, for each of several runners.
 
-        The rules take turns, so that what else the machine does falls on all of them.
+        The optimizers take turns, so that what else the machine does falls on all of them.
         """
         episode = next(iter(self._episodes(purpose, 1)))
         one = tf.nest.map_structure(lambda leaf: leaf[:1], episode)
         times = {name: [] for name in runners}
         for is_warm in [False] + [True] * num_rounds:
-            for name, run in runners.items():
+            for name, runner in runners.items():
+                runner.prepare(one)
                 start = time.perf_counter()
-                run(one["parameters"], one["batches"])
+                runner.run(one)
                 if is_warm:
                     times[name].append((time.perf_counter() - start) / self.num_steps)
         return {name: float(np.median(t)) for name, t in times.items()}

@@ -28,15 +28,19 @@ def windows(problem, side, seed, num_windows, window_length):
 
     Returns:
         ``tf.data.Dataset`` of `num_windows` elements: a dict of "parameters" ``[N]`` (θ_0, the
-        same in each), "batches" (leaves ``[W + 1, ...]``) and "window" (0, 1, …).
+        same in each), "batches" (leaves ``[W + 1, ...]``), "window" (0, 1, …); and "state"
+        where ``problem.sample_state`` has one.
     """
     parameters = base.flatten(problem.sample_parameters(fold_in(seed, 0)))
+    state = problem.sample_state(fold_in(seed, 0))
     batches = problem.batches(side, fold_in(seed, 1), num_windows * (window_length + 1))
     elements = {
         "parameters": tf.data.Dataset.from_tensors(parameters).repeat(num_windows),
         "batches": batches.batch(window_length + 1, drop_remainder=True),
         "window": tf.data.Dataset.range(num_windows),
     }
+    if state:
+        elements["state"] = tf.data.Dataset.from_tensors(tuple(state)).repeat(num_windows)
     return tf.data.Dataset.zip(elements)
 
 

@@ -1,6 +1,11 @@
 """Problem: a distribution over optimizees."""
 
+import contextlib
+
+import keras
 import tensorflow as tf
+
+from l2l_tf import arguments
 
 SIDES = ("train", "heldout")
 
@@ -19,6 +24,13 @@ class Problem:
     ``settings`` may say what else than the name determines the problem: a dict of JSON values,
     without paths, for the cards of meta-trainings.
 
+    ``has_heldout`` is False where the "heldout" side has the data of the "train" side, for want of
+    others; reports then say so.
+
+    ``acts_between_steps`` lists what else than updates acts on parameters or loss from one step to
+    the next (texts). Where there is something, ``loss_and_gradients`` alone is not what training
+    does, and the problem also has the methods for training in place: see ``KerasProblem``.
+
     A problem whose optimizees are images may also define two methods, by which reports show them:
     ``picture(parameters)``, the image of an optimizee, and ``reference_pictures(batch)``, a dict of
     title → image of what it is to be compared with. Images are uint8 arrays [height, width, 3].
@@ -29,6 +41,9 @@ class Problem:
     dtype = "float32"
     vectorized = False
     settings = {}
+    has_heldout = True
+    acts_between_steps = ()
+    scales_loss = False  # whether Keras would scale the loss, as with mixed_float16
     picture = None
 
     def sample_parameters(self, seed):
@@ -51,6 +66,69 @@ class Problem:
     def loss_and_gradients(self, parameters, batch):
         """The loss f(θ) of a batch, a scalar, and ∇f(θ): a list like `parameters`."""
         raise NotImplementedError
+
+    # Training in place, by an optimizer that changes Keras variables.
+
+    def variables(self):
+        """Keras variables for the parameters, in the layout's order, named as there."""
+        return [_variable(name, shape, self.dtype) for name, shape in self.layout]
+
+    def sample_state(self, seed):
+        """What else an episode starts from, of `acts_between_steps`: a list of tensors."""
+        return []
+
+    def set_state(self, state):
+        """Starts an episode from what ``sample_state`` returned."""
+
+    def loss_and_gradients_in_place(self, variables, batch, scale_loss):
+        """As of ``loss_and_gradients``, at the values of ``variables()``, which it may change.
+
+        The gradients are those of ``scale_loss(loss)``, a Keras optimizer's.
+        """
+        loss, gradients = self.loss_and_gradients([v.value for v in variables], batch)
+        scale = scale_loss(tf.ones([], loss.dtype))
+        return loss, [tf.cast(scale, g.dtype) * g for g in gradients]
+
+
+def check_problem(problem):
+    """Refuses what is no problem, or one whose methods do not do what ``Problem`` says.
+
+    Computes the loss of one batch, once for each problem.
+
+    Raises:
+        TypeError: it is no ``Problem``.
+        ValueError: its methods do not fit its layout and dtype.
+    """
+    hint = "l2l_tf.problems.get('mnist') makes one of a name, KerasProblem(...) of a Keras model."
+    arguments.instance("problem", problem, Problem, "an l2l_tf.problems.Problem", hint)
+    if getattr(problem, "_is_checked", False):
+        return
+    seed = tf.constant([0, 0], tf.int64)
+    parameters = problem.sample_parameters(seed)
+    expected = [(tuple(shape), problem.dtype) for _, shape in problem.layout]
+    _check_tensors(problem, "sample_parameters", parameters, expected)
+    batch = next(iter(problem.batches("train", seed, 1)))
+    loss, gradients = problem.loss_and_gradients(parameters, batch)
+    _check_tensors(problem, "loss_and_gradients, of the loss,", [loss], [((), problem.dtype)])
+    _check_tensors(problem, "loss_and_gradients, of the gradients,", gradients, expected)
+    problem._is_checked = True
+
+
+def _check_tensors(problem, method, received, expected):
+    received = [(tuple(t.shape), tf.as_dtype(t.dtype).name) for t in received]
+    if received != expected:
+        raise ValueError(
+            f"Problem '{problem.name}': expected of {method} tensors of the shapes and dtypes that "
+            f"its `layout` and `dtype` say: {expected}. Received: {received}"
+        )
+
+
+def _variable(path, shape, dtype):
+    *scopes, name = path.split("/")
+    with contextlib.ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(tf.zeros(shape, dtype), dtype=dtype, name=name, trainable=True)
 
 
 def fold_in(seed, *data):

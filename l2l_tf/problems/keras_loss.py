@@ -1,0 +1,334 @@
+"""Keras loss: what ``train_on_batch`` minimizes, at values that are put in a model's place."""
+
+import contextlib
+import inspect
+import textwrap
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from l2l_tf.problems import base, keras_hooks
+
+
+class KerasLoss:
+    """The loss that Keras trains a compiled model on, with its gradients.
+
+    Compiled loss, losses that layers add (``add_loss``, activity and weight regularizers), or a
+    ``compute_loss`` of the model's own: exactly that of ``train_on_batch``, in training mode.
+
+    It is computed in one of two ways. ``at``: as a function, with values substituted for the
+    model's variables, and what a forward pass would change besides is dropped. Or ``in_place``, as
+    ``fit`` does it: at the variables, which a forward pass may change.
+
+    Args:
+        model: ``keras.Model``, built and compiled.
+        example: a batch, of the shapes and dtypes of all.
+        name: of the problem, for errors.
+        has_loss: whether the model is compiled with a loss, which every weight is to reach. Else
+            the loss is what layers add, and the weights behind them have a gradient of 0.
+
+    Attributes:
+        acts_between_steps: what else than updates acts on loss or weights from one step to the
+            next: constraints, layers that remember, loss scaling. A list of texts, empty if ``at``
+            is all that ``fit`` would do.
+        state: the variables besides the weights that a forward pass changes, and which each episode
+            is to start from again; empty without `acts_between_steps`. Their values at first are
+            `initial_state`.
+
+    Raises:
+        ValueError: the loss cannot be computed, or does not reach a weight, or is not a finite
+            scalar; or the model has a ``train_step`` of its own.
+    """
+
+    def __init__(self, model, example, name, has_loss=True):
+        self._model = model
+        self._name = name
+        self._has_loss = has_loss
+        self._generator = keras.random.SeedGenerator(0)  # for draws that have none of their own
+        seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
+        self._seed_states = [*seeds, self._generator.state]
+        self._variables = [v for v in model.variables if not _is(v, self._seed_states)]
+        self._inlines = False
+        self._check_train_step()
+        self.acts_between_steps = _constraints(model) + _of_dtypes(model)
+        self.state = []
+        self._analyze(example)
+        self.initial_state = [tf.constant(v.numpy()) for v in self.state]
+
+    @property
+    def weights(self):
+        return self._model.trainable_variables
+
+    def at(self, values, example, seed):
+        """Loss and gradients at `values` for the weights: ``(scalar, list)``."""
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            loss, _ = self._substituted(list(zip(self.weights, values)), example, seed)
+        return loss, self._checked(tape.gradient(loss, values))
+
+    def in_place(self, example, seed, scale_loss):
+        """Loss and gradients at the variables, which the forward pass may change.
+
+        `scale_loss` is that of the Keras optimizer that takes the gradients: they are of the scaled
+        loss.
+        """
+        for index, state in enumerate(self._seed_states):
+            state.assign(_seed_of(state, seed, index))
+        with tf.GradientTape() as tape:
+            loss = self._forward(example)
+            scaled = scale_loss(loss)
+        gradients = tape.gradient(scaled, [v.value for v in self.weights])
+        return loss, self._checked(gradients)
+
+    def _forward(self, example):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(example)
+        model = self._model
+        with keras_hooks.seed_generator(self._generator):
+            outputs = model(x, training=True)
+            # Before Keras 3.3, `compute_loss` had no `training`.
+            has_training = "training" in inspect.signature(model.compute_loss).parameters
+            options = {"training": True} if has_training else {}
+            return model.compute_loss(x, y, outputs, sample_weight, **options)
+
+    def _substituted(self, values, example, seed):
+        """The loss with values in place of variables, a list of pairs; and the scope."""
+        values = [*values]
+        for index, state in enumerate(self._seed_states):
+            values.append((state, _seed_of(state, seed, index)))
+        inlined = keras_hooks.functions_inlined if self._inlines else contextlib.nullcontext
+        # In this scope variables take the given values, and assignments do not outlive it.
+        scope = _Scope(state_mapping=values, collect_losses=True)
+        with scope, inlined():
+            return self._forward(example), scope
+
+    def _checked(self, gradients):
+        unreached = [v.path for v, g in zip(self.weights, gradients) if g is None]
+        if unreached and self._has_loss:
+            raise _OfProblem(
+                f"The loss of problem '{self._name}' does not depend on {unreached}. Expected: a "
+                "loss that reaches every trainable weight. Set `trainable = False` on the layers "
+                "of the others."
+            )
+        return [
+            # An Embedding's gradient comes as IndexedSlices.
+            tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
+            for v, g in zip(self.weights, gradients)
+        ]
+
+    def _check_train_step(self):
+        for method in ("train_step", "make_train_function"):
+            if getattr(type(self._model), method) is not getattr(keras.Model, method):
+                raise ValueError(
+                    f"The model of problem '{self._name}' has a `{method}` of its own "
+                    f"({type(self._model).__name__}.{method}), which an optimizee cannot have: its "
+                    "gradients and updates are those of the update rule. Expected a model whose "
+                    "loss is the compiled one, or that of `compute_loss` or `add_loss`: put the "
+                    "loss there."
+                )
+
+    def _analyze(self, example):
+        """Finds out what acts between steps; and that the loss is a finite scalar."""
+        # First with the variables themselves: a tf.function within the model that is traced now has
+        # read those, and not values of one trace alone.
+        self._traced(
+            lambda e: self.in_place(e, tf.zeros([2], tf.int64), lambda loss: loss), example
+        )
+        found = self._traced_with_substitutes(example)
+        if found.missed or found.unlisted:
+            self._inlines = bool(found.missed)
+            self._variables += found.unlisted
+            found = self._traced_with_substitutes(example)
+        unsubstituted = [v.path for v in self.weights if id(v) in found.missed]
+        if unsubstituted:
+            self.acts_between_steps.append(
+                f"a tf.function in the model that reads {_few(unsubstituted)} where nothing can be "
+                "substituted"
+            )
+            found.acting = self._variables
+        elif found.foreign:
+            raise ValueError(
+                f"The model of problem '{self._name}' changes {_few(found.foreign)} in its forward "
+                "pass: tf.Variables that Keras does not know, so an episode would start from where "
+                "the one before ended. Make them by `self.add_weight(..., trainable=False)`."
+            )
+        else:
+            self._check_weights_are_left_alone(found.acting)
+            self.acts_between_steps += [f"the layers' state {v.path}" for v in found.acting]
+        if found.draws:
+            warnings.warn(
+                f"The model of problem '{self._name}' draws random numbers in its forward pass by "
+                f"{_few(found.draws)}, which our seeds do not reach: each optimizer gets others, "
+                "and nothing repeats. Use keras.random with a keras.random.SeedGenerator.",
+                stacklevel=5,
+            )
+        if self.acts_between_steps:
+            self.state = [v for v in found.acting if not _is(v, self.weights)]
+        if np.ndim(found.loss) != 0 or not np.isfinite(found.loss):
+            raise ValueError(
+                f"The loss of problem '{self._name}' must be a finite scalar. "
+                f"Received: {np.asarray(found.loss)} on the first batch, at initial weights"
+            )
+
+    def _check_weights_are_left_alone(self, changed):
+        names = [v.path for v in changed if _is(v, self.weights)]
+        if names:
+            raise ValueError(
+                f"The model of problem '{self._name}' changes its own trainable weights in the "
+                f"forward pass ({_few(names)}), as SpectralNormalization does. Expected of an "
+                "optimizee: weights that nothing but the optimizer moves, so that all optimizers "
+                "are compared at the weights that they have found. Leave that layer out."
+            )
+
+    def _traced_with_substitutes(self, example):
+        """The loss on `example`, and what its graph tells, as a ``_Found``."""
+        variables, trace = self._variables, {}
+
+        def loss_and_gradients(values, example):
+            trainable = [value for v, value in zip(variables, values) if _is(v, self.weights)]
+            with tf.GradientTape() as tape:
+                tape.watch(trainable)
+                loss, scope = self._substituted(
+                    list(zip(variables, values)), example, tf.zeros([2], tf.int64)
+                )
+            trace["results"] = [loss, *filter(tf.is_tensor, tape.gradient(loss, trainable))]
+            trace["values"] = values
+            trace["updates"] = [scope.get_current_value(v) for v in variables]
+            known = [*variables, *self._seed_states]
+            trace["unlisted"] = [v for v in scope.updated if not _is(v, known)]
+            return loss
+
+        values = [tf.convert_to_tensor(v.value) for v in variables]
+        function = self._traced(loss_and_gradients, values, example)
+        found = _Found(function.graph, variables, **trace)
+        found.loss = function(values, example).numpy()
+        return found
+
+    def _traced(self, function, *args):
+        try:
+            return tf.function(function, autograph=False).get_concrete_function(*args)
+        except _OfProblem:
+            raise
+        except Exception as error:  # The user's model and loss raise anything.
+            raise ValueError(
+                f"The loss of problem '{self._name}' cannot be computed on a batch of the dataset, "
+                f"of {_described(args[-1])}: {textwrap.shorten(str(error), 400)}"
+            ) from error
+
+
+class _Scope(keras.StatelessScope):
+    """A stateless scope that notes which variables are assigned to."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.updated = []
+
+    def add_update(self, update):
+        if not _is(update[0], self.updated):
+            self.updated.append(update[0])
+        super().add_update(update)
+
+
+class _OfProblem(ValueError):
+    """An error with a message of ours."""
+
+
+class _Found:
+    """What the graph of a loss with substituted values tells.
+
+    Attributes:
+        acting: variables that the forward pass changes, and on whose values the loss or a gradient
+            depends, or the change of another such one.
+        missed: ids of variables that are read past the substitution.
+        foreign: names of other variables that the graph assigns to.
+        draws: names of operations that draw random numbers by seeds of their own.
+        unlisted: variables that the forward pass changes and Keras does not list as the model's,
+            such as the states of a stateful RNN and metrics.
+    """
+
+    def __init__(self, graph, variables, results, values, updates, unlisted):
+        self.unlisted = unlisted
+        handles = {id(v.value.handle): v for v in variables}
+        captured = {id(external): internal for external, internal in graph.captures}
+        self.missed = {id(v) for handle, v in handles.items() if handle in captured}
+        operations = [*graph.get_operations()]
+        for function in graph.as_graph_def().library.function:
+            operations += function.node_def
+        types = {op.type if isinstance(op, tf.Operation) else op.op for op in operations}
+        self.draws = sorted(t for t in types if t.startswith(_DRAWS))
+        known = {id(captured[handle]) for handle in handles if handle in captured}
+        self.foreign = []
+        if any(t.startswith(_ASSIGNS) for t in types):
+            self.foreign = sorted(
+                getattr(external, "_name", None) or internal.name
+                for external, internal in graph.captures
+                if internal.dtype == tf.resource
+                and id(internal) not in known
+                and _is_assigned(internal)
+            )
+        changed = [i for i, (old, new) in enumerate(zip(values, updates)) if new is not old]
+        acting, reached = [], _ancestors(results)
+        while True:
+            more = [i for i in changed if i not in acting and values[i].op.name in reached]
+            if not more:
+                break
+            acting += more
+            reached = _ancestors([*results, *(updates[i] for i in acting)])
+        self.acting = [variables[i] for i in sorted(acting)]
+
+
+_ASSIGNS = ("Assign", "ResourceScatter", "ResourceStridedSliceAssign", "ResourceApply")
+_DRAWS = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial")
+
+
+def _is_assigned(resource):
+    """Whether an operation assigns to a captured resource, or hands it to a function."""
+    return any(op.type.startswith((*_ASSIGNS, "Stateful")) for op in resource.consumers())
+
+
+def _ancestors(tensors):
+    """Names of all operations that some tensors depend on."""
+    seen, waiting = set(), [tensor.op for tensor in tensors]
+    while waiting:
+        op = waiting.pop()
+        if op.name not in seen:
+            seen.add(op.name)
+            waiting += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
+    return seen
+
+
+def _constraints(model):
+    return [
+        f"the constraint {type(v.constraint).__name__} of {v.path}"
+        for v in model.trainable_variables
+        if v.constraint is not None
+    ]
+
+
+def _of_dtypes(model):
+    found = [
+        f"weights in {dtype}, rounded at each step"
+        for dtype in sorted({v.dtype for v in model.trainable_variables})
+        if dtype not in ("float32", "float64")
+    ]
+    if model.dtype_policy.name == "mixed_float16":
+        found.append("the loss scaling of mixed_float16")
+    return found
+
+
+def _seed_of(state, seed, index):
+    """The value of a seed generator's state in a step."""
+    return tf.cast(base.fold_in(seed, index), state.dtype)
+
+
+def _is(variable, variables):
+    return any(variable is other for other in variables)
+
+
+def _few(names):
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _described(example):
+    return ", ".join(f"{leaf.dtype.name} {tuple(leaf.shape)}" for leaf in tf.nest.flatten(example))
