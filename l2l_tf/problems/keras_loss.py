@@ -104,18 +104,21 @@ class KerasLoss:
             return self._forward(example), scope
 
     def _checked(self, gradients):
-        unreached = [v.path for v, g in zip(self.weights, gradients) if g is None]
-        if unreached and self._has_loss:
-            raise _OfProblem(
-                f"The loss of problem '{self._name}' does not depend on {unreached}. Expected: a "
-                "loss that reaches every trainable weight. Set `trainable = False` on the layers "
-                "of the others."
-            )
+        self._check_reached(v for v, g in zip(self.weights, gradients) if g is None)
         return [
             # An Embedding's gradient comes as IndexedSlices.
             tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
             for v, g in zip(self.weights, gradients)
         ]
+
+    def _check_reached(self, unreached):
+        names = [v.path for v in unreached]
+        if names and self._has_loss:
+            raise ValueError(
+                f"The loss of problem '{self._name}' does not depend on {names}. Expected: a loss "
+                "that reaches every trainable weight. Set `trainable = False` on the layers of the "
+                "others."
+            )
 
     def _check_train_step(self):
         for method in ("train_step", "make_train_function"):
@@ -132,9 +135,7 @@ class KerasLoss:
         """Finds out what acts between steps; and that the loss is a finite scalar."""
         # First with the variables themselves: a tf.function within the model that is traced now has
         # read those, and not values of one trace alone.
-        self._traced(
-            lambda e: self.in_place(e, tf.zeros([2], tf.int64), lambda loss: loss), example
-        )
+        self._traced(self._forward, example)
         found = self._traced_with_substitutes(example)
         if found.missed or found.unlisted:
             self._inlines = bool(found.missed)
@@ -154,6 +155,7 @@ class KerasLoss:
                 "the one before ended. Make them by `self.add_weight(..., trainable=False)`."
             )
         else:
+            self._check_reached(found.unreached)
             self._check_weights_are_left_alone(found.acting)
             self.acts_between_steps += [f"the layers' state {v.path}" for v in found.acting]
         if found.draws:
@@ -186,13 +188,15 @@ class KerasLoss:
         variables, trace = self._variables, {}
 
         def loss_and_gradients(values, example):
-            trainable = [value for v, value in zip(variables, values) if _is(v, self.weights)]
+            weights = [i for i, v in enumerate(variables) if _is(v, self.weights)]
             with tf.GradientTape() as tape:
-                tape.watch(trainable)
+                tape.watch([values[i] for i in weights])
                 loss, scope = self._substituted(
                     list(zip(variables, values)), example, tf.zeros([2], tf.int64)
                 )
-            trace["results"] = [loss, *filter(tf.is_tensor, tape.gradient(loss, trainable))]
+            gradients = tape.gradient(loss, [values[i] for i in weights])
+            trace["results"] = [loss, *(g for g in gradients if g is not None)]
+            trace["unreached"] = [variables[i] for i, g in zip(weights, gradients) if g is None]
             trace["values"] = values
             trace["updates"] = [scope.get_current_value(v) for v in variables]
             known = [*variables, *self._seed_states]
@@ -208,8 +212,6 @@ class KerasLoss:
     def _traced(self, function, *args):
         try:
             return tf.function(function, autograph=False).get_concrete_function(*args)
-        except _OfProblem:
-            raise
         except Exception as error:  # The user's model and loss raise anything.
             raise ValueError(
                 f"The loss of problem '{self._name}' cannot be computed on a batch of the dataset, "
@@ -230,10 +232,6 @@ class _Scope(keras.StatelessScope):
         super().add_update(update)
 
 
-class _OfProblem(ValueError):
-    """An error with a message of ours."""
-
-
 class _Found:
     """What the graph of a loss with substituted values tells.
 
@@ -243,12 +241,13 @@ class _Found:
         missed: ids of variables that are read past the substitution.
         foreign: names of other variables that the graph assigns to.
         draws: names of operations that draw random numbers by seeds of their own.
+        unreached: weights on which the loss does not depend.
         unlisted: variables that the forward pass changes and Keras does not list as the model's,
             such as the states of a stateful RNN and metrics.
     """
 
-    def __init__(self, graph, variables, results, values, updates, unlisted):
-        self.unlisted = unlisted
+    def __init__(self, graph, variables, results, values, updates, unreached, unlisted):
+        self.unreached, self.unlisted = unreached, unlisted
         handles = {id(v.value.handle): v for v in variables}
         captured = {id(external): internal for external, internal in graph.captures}
         self.missed = {id(v) for handle, v in handles.items() if handle in captured}
