@@ -380,6 +380,16 @@ def test_the_home_directory(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["mine"]
 
 
+def test_results_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    problem, rules = l2l_tf.problems.get("quadratic"), {"sgd": update_rules.SGD()}
+    result = l2l_tf.evaluate(problem, rules, baselines=[], num_steps=2, num_seeds=1)
+    result.save("~/results")
+    result.plot("~/results/mine.png")
+    assert sorted(os.listdir("results")) == ["curves.png", "mine.png", "results.json"]
+
+
 def test_cards(tmp_path):
     l2l_tf.save(update_rules.SGD(), tmp_path / "rule-8")
     l2l_tf.save(update_rules.SGD(), tmp_path / "other")

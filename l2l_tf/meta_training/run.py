@@ -186,7 +186,7 @@ def open_directory(save_dir, settings, command=None):
         saving.write_card(save_dir, card)
         return card
     _check_card(save_dir, card)
-    if card["best"]:  # Now, before what is superseded is cleared away.
+    if card["best"] is not None:  # Now, before what is superseded is cleared away.
         best = saving.best_rule(save_dir, card)
         atomic_files.put_back(best, rule_directory.RULE_FILE)
     old = card["settings"]
@@ -200,7 +200,7 @@ def open_directory(save_dir, settings, command=None):
             f"save_dir={save_dir!r} holds a meta-training with other settings: "
             + ", ".join(f"{k}={old.get(k)!r} there, {settings.get(k)!r} now" for k in changed)
             + ". Repeat the old ones to resume it, or choose another save_dir."
-            + (go_on if card["best"] else "")
+            + (go_on if card["best"] is not None else "")
         )
     return card
 
