@@ -17,13 +17,14 @@ from l2l_tf.evaluation.compare import compare
 from l2l_tf.evaluation.evaluate import evaluate
 from l2l_tf.meta_training.trainer import MetaTrainer
 from l2l_tf.optimizer import LearnedOptimizer
-from l2l_tf.saving import load, pretrained_names, save
+from l2l_tf.saving import card, load, pretrained_names, save
 from l2l_tf.version import __version__
 
 __all__ = [
     "LearnedOptimizer",
     "MetaTrainer",
     "__version__",
+    "card",
     "compare",
     "evaluate",
     "load",

@@ -9,10 +9,13 @@ import contextlib
 import json
 import os
 import platform
+import re
 import uuid
 import warnings
 
 import tensorflow as tf
+
+from l2l_tf import paths
 
 # `path` + this is the old directory, while a new one takes its place. No file system that gfile
 # knows exchanges two directories at once: in between, the old one is at this name alone.
@@ -33,33 +36,42 @@ def file_errors(action, path):
 
 def write_json(content, path):
     """Writes a JSON file atomically."""
+    path = paths.from_user("path", path)
     with file_errors("write", path):
-        beside = _beside(path)
+        beside = _beside(path, _remove_file)
         with tf.io.gfile.GFile(beside, "w") as file:
             file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
         tf.io.gfile.rename(beside, path, overwrite=True)
 
 
 @contextlib.contextmanager
-def new_directory(path):
-    """Yields a directory to fill, which then becomes `path` and replaces what was there."""
-    beside, old = _beside(path), path + REPLACED
+def new_directory(path, remove):
+    """Yields a directory to fill, which then becomes `path` and replaces what was there.
+
+    Args:
+        path: no link.
+        remove: function of a path that removes what a killed process left there, and nothing else.
+    """
+    beside, old = _beside(path, remove), path + REPLACED
     try:
         tf.io.gfile.makedirs(beside)
         yield beside
         if tf.io.gfile.exists(path):
-            _remove(old)  # left by a killed process; what is at `path` is newer
+            remove(old)  # left by a killed process; what is at `path` is newer
             tf.io.gfile.rename(path, old)
         tf.io.gfile.rename(beside, path)
-        _remove(old)
+        remove(old)
     finally:
         with contextlib.suppress(tf.errors.OpError):  # it would hide the error that led here
-            _remove(beside)
+            if tf.io.gfile.exists(beside):
+                tf.io.gfile.rmtree(beside)
 
 
 def put_back(path, proof):
     """Undoes a replacement that was killed half way, if the old directory has the file `proof`."""
     old = path + REPLACED
+    if os.path.lexists(path) or os.path.islink(old):
+        return
     if not tf.io.gfile.exists(path) and tf.io.gfile.exists(os.path.join(old, proof)):
         tf.io.gfile.rename(old, path)
 
@@ -86,20 +98,21 @@ def exists(path):
     return tf.io.gfile.exists(path) or tf.io.gfile.exists(path + REPLACED)
 
 
-def _remove(path):
-    if tf.io.gfile.exists(path):
-        (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
+def _remove_file(path):
+    if not os.path.islink(path) and not tf.io.gfile.isdir(path):
+        tf.io.gfile.remove(path)
 
 
-def _beside(path):
+def _beside(path, remove):
     """A new name beside `path`. Removes what killed processes of this machine left at such."""
     directory, prefix = os.path.split(f"{path}.l2l_tf-writing-{platform.node()}-")
+    left = re.compile(re.escape(prefix) + "([0-9]+)-[0-9a-f]{8}")
     is_posix_directory = os.name == "posix" and tf.io.gfile.isdir(directory or ".")
     for name in tf.io.gfile.listdir(directory or ".") if is_posix_directory else []:
-        pid = name.removeprefix(prefix).partition("-")[0]
-        if name.startswith(prefix) and pid.isdigit() and not _runs(int(pid)):
+        match = left.fullmatch(name.rstrip("/"))
+        if match and not _runs(int(match[1])):
             with contextlib.suppress(tf.errors.OpError):  # not ours to remove, or just gone
-                _remove(os.path.join(directory, name.rstrip("/")))
+                remove(os.path.join(directory, match[0]))
     return os.path.join(directory, f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 

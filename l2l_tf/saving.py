@@ -6,21 +6,25 @@ A directory that ``bin/meta_train`` wrote holds several of them, and a ``card.js
 best.
 """
 
+import difflib
 import hashlib
+import inspect
 import json
+import numbers
 import os
 import pathlib
 import textwrap
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf import saved_model
-from l2l_tf.atomic_files import exists, file_errors, new_directory, put_back, read_text, write_json
+from l2l_tf import arguments, paths, rule_directory, saved_model
+from l2l_tf.atomic_files import exists, file_errors, new_directory, read_text, write_json
+from l2l_tf.rule_directory import RULE_FILE
 from l2l_tf.update_rules import GroupedRule, base, serialization
 
 FORMAT_VERSION = 1  # of rule.json and of card.json
-RULE_FILE = "rule.json"
 CARD_FILE = "card.json"
 _PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
@@ -48,12 +52,15 @@ def save(rule, path, overwrite=False):
 
     Args:
         rule: an ``UpdateRule`` with coupling "coordinate" or "tensor", or an optimizer around one.
-        path: directory to write, local or any that ``tf.io.gfile`` writes.
-        overwrite: whether an existing rule at `path` may be replaced.
+        path: directory to write, local or any that ``tf.io.gfile`` writes; ``~`` is expanded.
+        overwrite: whether an existing rule at `path` may be replaced. Nothing else ever is: if
+            there is a file beside those that ``save`` writes, it is refused.
 
     Raises:
-        TypeError, ValueError: `rule` is none that could be loaded again.
-        FileExistsError: `path` exists, and `overwrite` is False or it is not a saved rule.
+        TypeError, ValueError: `rule` is none that could be loaded again, or `path` is the name of
+            a shipped rule, which ``load`` would take for that one.
+        FileExistsError: `path` exists, and `overwrite` is False, or it is not a saved rule and
+            nothing else, or a symbolic link.
         OSError: `path` cannot be written.
 
     >>> import tempfile, l2l_tf
@@ -62,13 +69,13 @@ def save(rule, path, overwrite=False):
     >>> float(load(path).learning_rate)
     0.5
     """
-    rule = getattr(rule, "rule", rule)
+    rule = _rule_of(rule)
     _check_can_be_saved(rule)
-    path = os.fspath(path)
-    path = path.rstrip("/") or path
+    arguments.boolean("overwrite", overwrite)
+    path = path_to_write("path", path)
     with file_errors("write", path):
-        _check_may_be_written(path, overwrite)
-        with new_directory(path) as directory:
+        rule_directory.check_may_be_written(path, overwrite)
+        with new_directory(path, rule_directory.remove) as directory:
             tf.saved_model.save(saved_model.module(rule), directory)
             with tf.io.gfile.GFile(os.path.join(directory, RULE_FILE), "w") as file:
                 json.dump(
@@ -84,29 +91,22 @@ def load(name_or_path):
     rule whose SavedModel part is damaged loads, and can be saved again.
 
     Args:
-        name_or_path: one of ``pretrained_names()``; or a directory that ``save`` or
-            ``bin/meta_train`` wrote (of the latter, its best rule is taken), local or any that
-            ``tf.io.gfile`` reads. What has a "/" or exists is a path.
+        name_or_path: one of ``pretrained_names()``, which means the shipped rule whatever lies in
+            the working directory; or a directory that ``save`` or ``bin/meta_train`` wrote (of the
+            latter, its best rule is taken), local or any that ``tf.io.gfile`` reads. A directory
+            with a shipped rule's name is "./name", or a ``pathlib.Path``. ``~`` is expanded.
 
     Returns:
         The ``UpdateRule``.
 
     Raises:
+        TypeError: it is neither a string nor a path.
         ValueError: no such name, or the directory is not a saved rule, or a damaged one.
         FileNotFoundError: no such directory.
         OSError: the directory cannot be read.
     """
-    path = os.fspath(name_or_path)
-    path = path.rstrip("/") or path
+    path = _directory(name_or_path)
     with file_errors("read", path):
-        if "/" not in os.fspath(name_or_path) and not exists(path):
-            if path not in pretrained_names():
-                raise ValueError(
-                    f"Unknown rule {path!r}. Expected one of the shipped rules "
-                    f"({', '.join(pretrained_names()) or 'none yet'}) or a directory, with a '/' "
-                    "in its path or an existing one."
-                )
-            path = pretrained_path(path)
         content = _read_json(path, RULE_FILE)
         if content is None:
             path = _best(path)
@@ -117,6 +117,47 @@ def load(name_or_path):
                 "l2l_tf.save or bin/meta_train wrote; tf.saved_model.load reads other SavedModels."
             )
         return _rebuild(content, path)
+
+
+def card(name_or_path):
+    """The card of a rule: what it was meta-trained on, and how.
+
+    Of a shipped rule also what it reaches in comparison with tuned baselines (``tables``), and
+    what it is not for (``known_limits``).
+
+    Args:
+        name_or_path: as of ``load``: a shipped rule's name; or the save directory of a
+            ``bin/meta_train``, or its best rule's own.
+
+    Returns:
+        Dict, the content of ``card.json``.
+
+    Raises:
+        TypeError: it is neither a string nor a path.
+        ValueError: no such name, or there is no card, or a damaged one.
+        FileNotFoundError: no such directory.
+        OSError: the directory cannot be read.
+
+    >>> card("quadratic")["settings"]["problem"]
+    'quadratic'
+    >>> card("quadratic")["known_limits"]
+    'Trained on random 10-dimensional quadratics alone, for 100 steps, without noise.'
+    """
+    path = _directory(name_or_path)
+    with file_errors("read", path):
+        content = read_card(path)
+        if content is not None:
+            return content
+        _check_is_directory(path)
+        save_dir, name = os.path.split(path)
+        content = read_card(save_dir)
+        if content is not None and content.get("best") == name:
+            return content
+    raise ValueError(
+        f"{path!r} has no {CARD_FILE}. Expected a shipped rule's name "
+        f"({', '.join(pretrained_names())}), or a directory that bin/meta_train wrote: a rule that "
+        "l2l_tf.save wrote has no card."
+    )
 
 
 def pretrained_names():
@@ -144,14 +185,26 @@ def read_card(directory):
     return _read_json(directory, CARD_FILE)
 
 
-def write_card(directory, card):
+def write_card(directory, content):
     """Writes a directory's ``card.json``, atomically."""
-    write_json(card, os.path.join(directory, CARD_FILE))
+    write_json(content, os.path.join(directory, CARD_FILE))
 
 
 def add_to_card(directory, content):
     """Merges a dict into a directory's ``card.json``."""
     write_card(directory, {**read_card(directory), **content})
+
+
+def path_to_write(name, value):
+    """The path of what is to be loaded again, from an argument `name`."""
+    path = paths.from_user(name, value)
+    if isinstance(value, str) and value in pretrained_names():
+        raise ValueError(
+            f"{value!r} is the name of a shipped rule, so l2l_tf.load({value!r}) would not load "
+            f"what is written there. Choose another path, or write './{value}'. "
+            f"Received: {name}={value!r}"
+        )
+    return path
 
 
 def damaged(path, what):
@@ -160,6 +213,64 @@ def damaged(path, what):
         f"{os.path.basename(path)} in {os.path.dirname(path)!r} is damaged: {what}. Expected what "
         "l2l_tf.save or bin/meta_train wrote. Save it again, or restore the directory from a copy."
     )
+
+
+def best_rule(save_dir, content):
+    """The path of the best rule that a meta-training's card names, of which `content` is."""
+    best = content.get("best")
+    path = rule_directory.named(save_dir, best)
+    if path is None or not exists(path):
+        raise damaged(
+            os.path.join(save_dir, CARD_FILE),
+            f"its best is {best!r}, which is no directory beside it with the name of a rule",
+        )
+    return path
+
+
+def did_you_mean(name):
+    """A sentence with the shipped rules whose names are nearest; empty if none is near."""
+    near = difflib.get_close_matches(name, pretrained_names(), n=2)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _directory(name_or_path):
+    """The directory of a shipped rule's name, or a path."""
+    names = ", ".join(pretrained_names()) or "none yet"
+    expected = f"one of the shipped rules ({names}) or a directory"
+    arguments.instance(
+        "name_or_path", name_or_path, (str, os.PathLike), expected, _hint_of_load(name_or_path)
+    )
+    path = paths.from_user("name_or_path", name_or_path)
+    if not isinstance(name_or_path, str) or "/" in name_or_path:
+        return path
+    if name_or_path in pretrained_names():
+        return pretrained_path(name_or_path)
+    with file_errors("read", path):
+        is_there = exists(path)
+    if not is_there:
+        raise ValueError(
+            f"Unknown rule {path!r}.{did_you_mean(path)} Expected {expected}, with a '/' in its "
+            "path or an existing one."
+        )
+    return path
+
+
+def _hint_of_load(value):
+    if isinstance(value, base.UpdateRule) or inspect.isclass(value):
+        return "There is nothing to load: an update rule is used as it is."
+    if isinstance(value, numbers.Number):
+        return "A learning rate goes to LearnedOptimizer(rule, learning_rate=...)."
+    return ""
+
+
+def _hint_of_save(value):
+    if isinstance(value, keras.Model):
+        return "Of a model that was compiled with a LearnedOptimizer, pass model.optimizer."
+    if isinstance(value, keras.optimizers.Optimizer):
+        return "Keras' own optimizers are saved with their model."
+    if isinstance(value, (str, os.PathLike)):
+        return "The rule comes first: save(rule, path)."
+    return "That is the class: make an instance." if inspect.isclass(value) else ""
 
 
 def _read_json(directory, name):
@@ -188,45 +299,35 @@ def _read_json(directory, name):
 
 def _best(path):
     """The directory of the best rule, by the card of a meta-training; `path` if it has none."""
-    if not tf.io.gfile.isdir(path):
-        raise FileNotFoundError(
-            f"No directory {path!r}. Expected one that l2l_tf.save or bin/meta_train wrote."
-        )
-    card = read_card(path)
-    if card is None:
+    _check_is_directory(path)
+    content = read_card(path)
+    if content is None:
         return path
-    best = card.get("best")
-    if best is None:
+    if content.get("best") is None:
         raise ValueError(
             f"{path!r} has no rule yet: its meta-training was stopped before the first "
             "validation. Resume it with the same bin/meta_train command."
         )
-    is_name = (
-        isinstance(best, str) and best not in ("", ".", "..") and os.path.basename(best) == best
-    )
-    if not is_name or not exists(os.path.join(path, best)):
-        raise damaged(
-            os.path.join(path, CARD_FILE), f"its best is {best!r}, which is no directory beside it"
-        )
-    return os.path.join(path, best)
+    return best_rule(path, content)
 
 
-def _check_may_be_written(path, overwrite):
-    put_back(path, RULE_FILE)
-    if not tf.io.gfile.exists(path):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{path!r} exists. Choose another path, or pass overwrite=True.")
-    if not tf.io.gfile.exists(os.path.join(path, RULE_FILE)):
-        raise FileExistsError(
-            f"{path!r} exists and is not a saved rule (it has no {RULE_FILE}), so it is left as "
-            "it is. Choose another path."
+def _check_is_directory(path):
+    if not tf.io.gfile.isdir(path):
+        raise FileNotFoundError(
+            f"No directory {path!r}. Expected one that l2l_tf.save or bin/meta_train wrote."
         )
+
+
+def _rule_of(value):
+    """The rule of a LearnedOptimizer; anything else as it is."""
+    rule = None if isinstance(value, base.UpdateRule) else getattr(value, "rule", None)
+    return rule if isinstance(rule, base.UpdateRule) else value
 
 
 def _check_can_be_saved(rule):
-    if not isinstance(rule, base.UpdateRule):
-        raise TypeError(f"`rule` must be an UpdateRule or a LearnedOptimizer. Received: {rule!r}")
+    arguments.instance(
+        "rule", rule, base.UpdateRule, "an UpdateRule or a LearnedOptimizer", _hint_of_save(rule)
+    )
     if rule.coupling == "global":
         raise ValueError(
             "Only rules with coupling 'coordinate' or 'tensor' can be saved. "

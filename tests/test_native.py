@@ -1,8 +1,11 @@
 """The native kernel against XLA's program and TensorFlow, and where it is not to be had."""
 
 import os
+import pathlib
+import stat
 import subprocess
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -176,6 +179,106 @@ def test_without_a_home_its_directory_is_temporary(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert library._cache_directory().is_absolute()
     assert not list(tmp_path.iterdir())
+
+
+def cache_directory(base, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base))
+    return library._cache_directory()
+
+
+def test_the_cache_is_its_owners_alone(monkeypatch, tmp_path):
+    old = os.umask(0)  # of the most generous user
+    try:
+        directory = cache_directory(tmp_path / "cache", monkeypatch)
+    finally:
+        os.umask(old)
+    assert directory == tmp_path / "cache" / "l2l_tf"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def owned_by_another(monkeypatch, base):
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+
+
+def writable(path, mode):
+    return lambda monkeypatch, base: (base / path).chmod(mode)
+
+
+def a_link(monkeypatch, base):
+    (base / "l2l_tf").rename(base / "elsewhere")
+    (base / "l2l_tf").symlink_to(base / "elsewhere")
+
+
+def below_a_link(monkeypatch, base):
+    """What looks like the cache is in a directory that everyone can write."""
+    base.rename(base.with_name("open"))
+    base.with_name("open").chmod(0o777)
+    base.symlink_to(base.with_name("open"))
+
+
+UNTRUSTED = {
+    "another's": owned_by_another,
+    "the group's": writable("l2l_tf", 0o770),
+    "everyone's": writable("l2l_tf", 0o707),
+    "in a directory of everyone's": writable(".", 0o777),
+    "in one further up": writable("..", 0o777),
+    "a link": a_link,
+    "below a link": below_a_link,
+}
+
+
+@pytest.mark.parametrize("make_untrusted", UNTRUSTED.values(), ids=UNTRUSTED)
+def test_a_cache_that_others_can_write_is_not_used(make_untrusted, monkeypatch, tmp_path):
+    base = tmp_path / "home" / "cache"
+    (base / "l2l_tf").mkdir(mode=0o755, parents=True)
+    assert cache_directory(base, monkeypatch) == base / "l2l_tf"
+    make_untrusted(monkeypatch, base)
+    with pytest.warns(UserWarning, match="someone else may be able to write"):
+        directory = cache_directory(base, monkeypatch)
+    assert directory.parent == pathlib.Path(tempfile.gettempdir())
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert not list((base / "l2l_tf").iterdir())
+
+
+def test_a_sticky_directory_of_everyones_may_hold_the_cache(monkeypatch, tmp_path):
+    tmp_path.chmod(0o1777)
+    assert cache_directory(tmp_path, monkeypatch) == tmp_path / "l2l_tf"
+
+
+@pytest.mark.parametrize("kind", ["another's", "the group's", "a link", "ours"])
+def test_only_a_library_that_no_one_else_can_have_written_is_loaded(kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "_run", lambda command: "")
+    loaded, compiled_again = [], []
+    monkeypatch.setattr(tf, "load_op_library", loaded.append)
+    monkeypatch.setattr(library, "_compile", lambda _, path: compiled_again.append(path))
+    monkeypatch.setenv("CXX", "true")
+    path = library._path(["true"])
+    path.write_bytes(b"code")
+    if kind == "a link":
+        path.rename(tmp_path / "code")
+        path.symlink_to(tmp_path / "code")
+    path.chmod(0o770 if kind == "the group's" else 0o700)
+    if kind == "another's":
+        lstat = os.lstat
+        of_another = os.stat_result([*lstat(path)[:4], os.geteuid() + 1, *lstat(path)[5:]])
+        monkeypatch.setattr(os, "lstat", lambda p: of_another if p == path else lstat(p))
+    library._load.__wrapped__()
+    assert loaded == [str(path)]
+    assert compiled_again == ([] if kind == "ours" else [path])
+
+
+@needs_library
+def test_a_library_is_kept_for_the_next_process(monkeypatch, tmp_path):
+    """Also where a umask gives new files to the group."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = "import os; os.umask(0o002); from l2l_tf.native import library; library.load()"
+    written = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", program], check=True)
+        (path,) = (tmp_path / "l2l_tf").glob("*.so")
+        written.append(path.stat().st_mtime_ns)
+    assert written[0] == written[1]
 
 
 def test_without_a_compiler_it_is_absent(monkeypatch):

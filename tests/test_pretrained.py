@@ -83,6 +83,45 @@ def test_an_unknown_rule_or_horizon():
     assert done.returncode == 1 and "--horizons" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"name": 3}, "`name` must be a string"),
+        ({"name": "digits"}, "Unknown shipped rule 'digits'. Did you mean 'digits-mlp'"),
+        ({"data_dir": 3}, "`data_dir` must be a path"),
+        ({"horizons": 20}, "`horizons` must be a list of integers"),
+        ({"horizons": [20.0]}, "`horizons` must be an integer.*20.0"),
+        ({"horizons": [1]}, "`horizons` must be an integer, 2 at least"),
+        ({"num_seeds": 0}, "`num_seeds` must be an integer, 1 at least"),
+        ({"num_seeds": 1.5}, "`num_seeds` must be an integer.*1.5"),
+    ],
+)
+def test_bad_arguments_of_a_measurement(kwargs, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        pretrained.measure(**{"name": "quadratic", **kwargs})
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"run_dir": 3}, "`run_dir` must be a path"),
+        ({"run_dir": "quadratic"}, "No directory 'quadratic/?'"),  # not the shipped one
+        ({"name": 3}, "`name` must be a string"),
+        ({"name": "../mine"}, "`name` must be a name, not a path"),
+        ({"name": ".."}, "`name` must be a name, not a path"),
+        ({"name": ""}, "`name` must be a string, not an empty one"),
+        ({"known_limits": None}, "`known_limits` must be a string"),
+    ],
+)
+def test_bad_arguments_of_shipping(kwargs, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"run_dir": saving.pretrained_path("quadratic"), "name": "mine"}
+    monkeypatch.setattr(saving, "_PRETRAINED", tmp_path / "shipped")
+    with pytest.raises((TypeError, ValueError, FileNotFoundError), match=message):
+        pretrained.add(**{"known_limits": "", **arguments, **kwargs})
+    assert not list(tmp_path.iterdir())
+
+
 def test_ship_a_rule(tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     flags = ["--problem=quadratic", "--layers=4", "--num_steps=10", "--unroll_length=5"]

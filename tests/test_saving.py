@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
-from l2l_tf import saving, update_rules
+from l2l_tf import rule_directory, saving, update_rules
 from l2l_tf.update_rules.base import UpdateRule
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -82,6 +82,64 @@ def test_existing_directories_are_safe(tmp_path):
     assert os.listdir(tmp_path / "other") == ["thesis.tex"]
 
 
+def contents(path):
+    """All that lies there, links unfollowed, as a dict that can be compared."""
+    return {
+        str(p.relative_to(path)): os.readlink(p)
+        if p.is_symlink()
+        else p.is_file() and p.read_bytes()
+        for p in path.rglob("*")
+    }
+
+
+def a_file(name):
+    return lambda path: (path / name).write_text("precious")
+
+
+FOREIGN = {
+    "notes.txt": a_file("notes.txt"),
+    "card.json": a_file("card.json"),
+    "variables/mine": a_file("variables/mine"),
+    "assets/mine": a_file("assets/mine"),
+    "mine/": lambda path: (path / "mine").mkdir(),
+    "rule.json/": lambda path: ((path / "rule.json").unlink(), (path / "rule.json").mkdir()),
+    "fingerprint.pb": lambda path: (
+        (path / "fingerprint.pb").unlink(),
+        (path / "fingerprint.pb").symlink_to(path / "rule.json"),
+    ),
+    "assets/": lambda path: ((path / "assets").rmdir(), (path / "assets").symlink_to(path.parent)),
+}
+
+
+@pytest.mark.parametrize("name, put", FOREIGN.items(), ids=FOREIGN)
+def test_a_users_own_file_in_a_rule_stays(name, put, saved, tmp_path):
+    path = shutil.copytree(saved, tmp_path / "rule")
+    (path / "assets").mkdir(exist_ok=True)
+    put(path)
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=f"did not write.*: {name}. Move that away"):
+        l2l_tf.save(update_rules.SGD(), path, overwrite=True)
+    rule_directory.remove(str(path))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("target", ["rule", "empty", "file", "nothing"])
+def test_a_link_is_not_written_through(target, saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "rule")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    before = contents(tmp_path)
+    for path in ("link", "link/"):
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match="is a symbolic link.*left as it is"):
+                l2l_tf.save(update_rules.SGD(), f"{tmp_path}/{path}", overwrite=overwrite)
+    rule_directory.remove(str(tmp_path / "link"))
+    assert contents(tmp_path) == before
+    if target == "rule":  # reading is another matter
+        np.testing.assert_array_equal(run(l2l_tf.load(tmp_path / "link")), run(rule()))
+
+
 class Unregistered(UpdateRule):
     def initial_state(self, layout):
         return ()
@@ -93,6 +151,64 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match="must be an UpdateRule"):
         l2l_tf.save(keras.optimizers.Adam(), tmp_path / "rule")
     assert not os.listdir(tmp_path)
+
+
+class Wrapper(update_rules.SGD):
+    """A rule with a rule in it: the outer one is meant."""
+
+    def __init__(self):
+        super().__init__()
+        self.rule = update_rules.SGD()
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (update_rules.SGD, "That is the class: make an instance, SGD"),
+        (l2l_tf.LearnedOptimizer, "That is the class: make an instance"),
+        (keras.Sequential(), "pass model.optimizer"),
+        (keras.optimizers.Adam(), "optimizers are saved with their model"),
+        ("mnist-mlp", r"save\(rule, path\)"),
+        (0.001, "Received: rule=0.001 of type float"),
+        (None, "Received: rule=None"),
+    ],
+)
+def test_what_is_no_rule_is_named(wrong, message, tmp_path):
+    with pytest.raises(TypeError, match=f"`rule` must be an UpdateRule.*{message}"):
+        l2l_tf.save(wrong, tmp_path / "rule")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_rule_with_a_rule_in_it_is_saved_itself(tmp_path):
+    with pytest.raises(ValueError, match="Wrapper is not registered"):
+        l2l_tf.save(Wrapper(), tmp_path / "rule")
+
+
+@pytest.mark.parametrize("wrong", [3, 0.5, b"rule", None, ["rule"], rule, update_rules.SGD])
+def test_what_is_no_path_is_named(wrong, tmp_path):
+    for call, name in (
+        (lambda: l2l_tf.save(update_rules.SGD(), wrong), "path"),
+        (lambda: saving.write_json({}, wrong), "path"),
+        (lambda: l2l_tf.load(wrong), "name_or_path"),
+        (lambda: l2l_tf.card(wrong), "name_or_path"),
+    ):
+        with pytest.raises(TypeError, match=f"`{name}` must be .*Received: {name}="):
+            call()
+    for call in (l2l_tf.load, l2l_tf.card, lambda path: l2l_tf.save(update_rules.SGD(), path)):
+        with pytest.raises(ValueError, match="not an empty one"):
+            call("")
+        with pytest.raises(ValueError, match="without null characters"):
+            call(f"{tmp_path}/a\0b")
+    with pytest.raises(TypeError, match="`overwrite` must be True or False.*'no'"):
+        l2l_tf.save(update_rules.SGD(), tmp_path / "rule", overwrite="no")
+    assert not os.listdir(tmp_path)
+
+
+def test_what_needs_no_loading_gets_a_hint():
+    with pytest.raises(TypeError, match="cifar10.*learning_rate=..."):
+        l2l_tf.load(0.001)
+    with pytest.raises(TypeError, match="an update rule is used as it is"):
+        l2l_tf.load(update_rules.SGD())
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
@@ -130,6 +246,8 @@ def card(text):
     def damage(path):
         (path / "rule.json").unlink()
         (path / "card.json").write_text(text)
+        (path / "rule-2").mkdir()
+        (path / "rule-4").symlink_to(path / "variables")
 
     return damage
 
@@ -167,7 +285,9 @@ DAMAGE = {
     "best missing": (card('{"format_version": 1, "best": "rule-8"}'), "no directory beside it"),
     "best outside": (card('{"format_version": 1, "best": "../rule"}'), "no directory beside it"),
     "best no text": (card('{"format_version": 1, "best": [1]}'), "no directory beside it"),
-    "best no rule": (card('{"format_version": 1, "best": "variables"}'), "it has no rule.json"),
+    "best no rule": (card('{"format_version": 1, "best": "rule-2"}'), "it has no rule.json"),
+    "best no name": (card('{"format_version": 1, "best": "variables"}'), "no directory beside it"),
+    "best a link": (card('{"format_version": 1, "best": "rule-4"}'), "no directory beside it"),
     "no best": (card('{"format_version": 1, "best": null}'), "has no rule yet"),
 }
 
@@ -209,6 +329,83 @@ def test_unknown_names_and_paths(tmp_path):
         l2l_tf.load(tmp_path / "nothing")
     with pytest.raises(OSError, match="Cannot read 'nosuch://rule'.*not implemented"):
         l2l_tf.load("nosuch://rule")
+
+
+@pytest.mark.parametrize(
+    "name, near", [("mnist", "'mnist-mlp'"), ("cifar", "'cifar10'"), ("neural_style", "'neural-s")]
+)
+def test_unknown_names_get_the_nearest(name, near):
+    for read in (l2l_tf.load, l2l_tf.card, l2l_tf.LearnedOptimizer):
+        with pytest.raises(ValueError, match=f"Did you mean {near}"):
+            read(name)
+
+
+def test_a_shipped_rules_name_means_it_whatever_lies_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = {name: saving.fingerprint(l2l_tf.load(name)) for name in l2l_tf.pretrained_names()}
+    for name in shipped:
+        l2l_tf.save(update_rules.SGD(), f"./{name}")
+    (tmp_path / "quadratic" / "rule.json").unlink()
+    shutil.rmtree("cifar10")
+    (tmp_path / "cifar10").write_text("notes")
+    for name, expected in shipped.items():
+        assert saving.fingerprint(l2l_tf.load(name)) == expected
+        assert saving.fingerprint(l2l_tf.LearnedOptimizer(name).rule) == expected
+        assert "known_limits" in l2l_tf.card(name)
+    paths = ["./mnist-mlp", "mnist-mlp/", tmp_path / "mnist-mlp", pathlib.Path("mnist-mlp")]
+    for path in paths:
+        assert type(l2l_tf.load(path)) is update_rules.SGD
+    for path in ("./quadratic", pathlib.Path("cifar10")):
+        with pytest.raises((ValueError, FileNotFoundError), match="quadratic|cifar10"):
+            l2l_tf.load(path)
+
+
+def test_what_load_would_not_find_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="name of a shipped rule.*write './quadratic'"):
+        l2l_tf.save(update_rules.SGD(), "quadratic")
+    assert not os.listdir(tmp_path)
+    l2l_tf.save(update_rules.SGD(), pathlib.Path("quadratic"))
+    assert type(l2l_tf.load("./quadratic")) is update_rules.SGD
+
+
+def test_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    l2l_tf.save(update_rules.SGD(0.5), "~/mine")
+    saving.write_json({"format_version": 1, "best": "rule-4"}, "~/mine/card.json")
+    for path in ("~/mine", pathlib.Path("~/mine"), f"file://{tmp_path}/mine"):
+        assert float(l2l_tf.load(path).learning_rate) == 0.5
+        assert float(l2l_tf.LearnedOptimizer(path).rule.learning_rate) == 0.5
+        assert l2l_tf.card(path)["best"] == "rule-4"
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_results_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    problem, rules = l2l_tf.problems.get("quadratic"), {"sgd": update_rules.SGD()}
+    result = l2l_tf.evaluate(problem, rules, baselines=[], num_steps=2, num_seeds=1)
+    result.save("~/results")
+    result.plot("~/results/mine.png")
+    assert sorted(os.listdir("results")) == ["curves.png", "mine.png", "results.json"]
+
+
+def test_cards(tmp_path):
+    l2l_tf.save(update_rules.SGD(), tmp_path / "rule-8")
+    l2l_tf.save(update_rules.SGD(), tmp_path / "other")
+    for path in (tmp_path, tmp_path / "rule-8", tmp_path / "other"):
+        with pytest.raises(ValueError, match="has no card.json. Expected .*cifar10"):
+            l2l_tf.card(path)
+    with pytest.raises(FileNotFoundError, match="No directory"):
+        l2l_tf.card(tmp_path / "nothing")
+    content = {"format_version": 1, "best": "rule-8"}
+    saving.write_card(tmp_path, content)
+    assert l2l_tf.card(tmp_path) == l2l_tf.card(tmp_path / "rule-8") == content
+    with pytest.raises(ValueError, match="has no card.json"):  # it is of another rule
+        l2l_tf.card(tmp_path / "other")
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        l2l_tf.card(tmp_path)
 
 
 def test_loads_through_gfile(saved):
@@ -353,3 +550,72 @@ def test_what_others_write_beside_it_stays(tmp_path):
     for overwrite in (False, True):
         l2l_tf.save(rule(), tmp_path / "rule", overwrite=overwrite)
     assert sorted(os.listdir(tmp_path)) == sorted([*mine, "rule"])
+
+
+@pytest.fixture
+def left():
+    """The end of the name that a process which is no more wrote at."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return f".l2l_tf-writing-{platform.node()}-{process.pid}-0123abcd"
+
+
+def test_what_killed_saves_left_goes_but_nothing_else(left, saved, tmp_path):
+    path = tmp_path / "rule"
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "notes").write_text("precious")
+    shutil.copytree(saved, f"{path}{left}")
+    # As they are while TensorFlow writes.
+    (tmp_path / f"rule{left}" / "saved_model.pb.tmp0a1b").write_text("")
+    parts = tmp_path / f"rule{left}" / "variables" / "variables_temp"
+    parts.mkdir()
+    (parts / "part-00000-of-00001.data-00000-of-00001.tempstate123").write_text("")
+    (parts / "part-00000-of-00001.index").write_text("")
+    shutil.copytree(saved, f"{path}{left[:-1]}1")
+    (tmp_path / f"rule{left[:-1]}1" / "notes").write_text("precious")
+    (tmp_path / f"rule{left[:-1]}2").symlink_to(tmp_path / "target")
+    (tmp_path / f"rule{left[:-1]}3").write_text("precious")
+    before = contents(tmp_path)
+    l2l_tf.save(rule(), path)
+    kept = {name: there for name, there in before.items() if not name.startswith(f"rule{left}")}
+    after = contents(tmp_path)
+    assert {name: there for name, there in after.items() if name.split("/")[0] != "rule"} == kept
+
+
+def test_what_a_killed_writing_of_json_left_goes_but_nothing_else(left, tmp_path):
+    path = tmp_path / "card.json"
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / f"card.json{left}").write_text("{")
+    (tmp_path / f"card.json{left[:-1]}1").mkdir()
+    (tmp_path / f"card.json{left[:-1]}2").symlink_to(tmp_path / "target")
+    saving.write_json({}, path)
+    expected = ["card.json", f"card.json{left[:-1]}1", f"card.json{left[:-1]}2", "target"]
+    assert sorted(os.listdir(tmp_path)) == sorted(expected)
+    assert (tmp_path / "target").read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["notes in it", "a link", "a file"])
+def test_an_old_rule_with_more_in_it_is_not_replaced(kind, saved, tmp_path):
+    path, replaced = tmp_path / "rule", tmp_path / "rule.l2l_tf-replaced"
+    shutil.copytree(saved, path)
+    if kind == "a file":
+        replaced.write_text("precious")
+    else:
+        place = replaced if kind == "notes in it" else tmp_path / "place"
+        shutil.copytree(saved, place)
+        (place / "notes").write_text("precious")
+    if kind == "a link":
+        replaced.symlink_to(place)
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match="l2l_tf-replaced.*left as it is"):
+        l2l_tf.save(rule(), path, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_link_is_not_put_back(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "mine")
+    (tmp_path / "rule.l2l_tf-replaced").symlink_to(tmp_path / "mine")
+    l2l_tf.save(update_rules.SGD(), tmp_path / "rule")
+    assert (tmp_path / "rule.l2l_tf-replaced").is_symlink()
+    assert not (tmp_path / "rule").is_symlink()
+    np.testing.assert_array_equal(run(l2l_tf.load(tmp_path / "mine")), run(rule()))

@@ -2,7 +2,7 @@
 
 import os
 
-from l2l_tf import problems, saving
+from l2l_tf import arguments, paths, problems, saving
 from l2l_tf.evaluation.evaluate import evaluate
 
 HORIZONS = (20, 100, 200)
@@ -21,15 +21,20 @@ def add(run_dir, name, known_limits):
 
     Raises:
         FileExistsError: there is a rule of this name.
-        ValueError: `run_dir` is none of ``bin/meta_train``.
+        TypeError, ValueError: `run_dir` is none of ``bin/meta_train``, or `name` no plain name.
     """
-    rule = saving.load(run_dir)
+    run_dir = paths.from_user("run_dir", run_dir)
+    arguments.text("name", name)
+    if os.path.basename(name) != name or name.startswith((".", "~")):
+        raise ValueError(f"`name` must be a name, not a path. Received: name={name!r}")
+    arguments.instance("known_limits", known_limits, str, "a string")
+    rule = saving.load(os.path.join(run_dir, ""))  # with a "/": a directory, whatever its name
     card = saving.read_card(run_dir) or {}
     missing = [key for key in KEPT if key not in card]
     if missing:
         raise ValueError(
-            f"The card of {os.fspath(run_dir)!r} lacks {', '.join(missing)}. Expected the save "
-            "directory of a bin/meta_train."
+            f"The card of {run_dir!r} lacks {', '.join(missing)}. Expected the save directory of a "
+            "bin/meta_train."
         )
     directory = saving.pretrained_path(name)
     saving.save(rule, directory)
@@ -50,10 +55,23 @@ def measure(name, data_dir=None, horizons=None, num_seeds=None, **options):
 
     Returns:
         Dict of horizon → ``Result``.
+
+    Raises:
+        TypeError, ValueError: there is no such rule, or an argument is not as above.
     """
+    arguments.text("name", name)
     if name not in saving.pretrained_names():
         names = ", ".join(saving.pretrained_names())
-        raise ValueError(f"Unknown shipped rule {name!r}. Expected one of {names}.")
+        raise ValueError(
+            f"Unknown shipped rule {name!r}.{saving.did_you_mean(name)} Expected one of {names}."
+        )
+    if data_dir is not None:
+        data_dir = paths.from_user("data_dir", data_dir)
+    if horizons is not None:
+        arguments.instance("horizons", horizons, (list, tuple), "a list of integers")
+        horizons = [arguments.integer("horizons", horizon, minimum=2) for horizon in horizons]
+    if num_seeds is not None:
+        arguments.integer("num_seeds", num_seeds, minimum=1)
     card = saving.read_card(saving.pretrained_path(name))
     problem = problems.get(card["settings"]["problem"], data_dir, **options)
     horizons = horizons or [int(key.split()[0]) for key in card["tables"]] or HORIZONS

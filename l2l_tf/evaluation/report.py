@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from l2l_tf import saving
+from l2l_tf import paths, saving
 from l2l_tf.evaluation.learning_curves import loss_at
 from l2l_tf.evaluation.pictures import draw_pictures
 
@@ -119,6 +119,7 @@ class Result:
 
     def save(self, directory):
         """Writes ``results.json``, ``curves.png`` and, if there are any, ``pictures.png``."""
+        directory = paths.from_user("directory", directory)
         os.makedirs(directory, exist_ok=True)
         saving.write_json(self.to_json(), os.path.join(directory, "results.json"))
         self.plot(os.path.join(directory, "curves.png"))
@@ -127,6 +128,7 @@ class Result:
 
     def plot(self, path):
         """Draws the mean loss with a band of the standard error, against steps and seconds."""
+        path = paths.from_user("path", path)
         # A figure of its own, without pyplot: no display is touched.
         from matplotlib.figure import Figure
 

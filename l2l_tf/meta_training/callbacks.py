@@ -7,7 +7,7 @@ import time
 import keras
 import tensorflow as tf
 
-from l2l_tf import saving
+from l2l_tf import rule_directory, saving
 
 
 class InnerStepsPerSecond(keras.callbacks.Callback):
@@ -63,6 +63,11 @@ class RaiseAtDivergence(keras.callbacks.Callback):
 class KeepBestRule(keras.callbacks.Callback):
     """After each epoch, saves the rule if its validation loss is the lowest so far.
 
+    Only rules that this meta-training wrote are replaced or removed: the card's "best", and those
+    of its "superseded". A new rule is on that list from before it is written until the card names
+    it as the best, and the best before it from then on until it is gone. So a kill at any moment
+    leaves no rule that the card does not know.
+
     Args:
         save_dir: directory for ``rule-<episodes>/`` and ``card.json``.
         card: dict, the content of ``card.json``, which goes on being written.
@@ -75,6 +80,7 @@ class KeepBestRule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._start = time.monotonic()
+        self._remove_superseded()
 
     def on_epoch_end(self, epoch, logs=None):
         episodes = int(self.model.episode.numpy())
@@ -89,13 +95,40 @@ class KeepBestRule(keras.callbacks.Callback):
         self._card["validation"] = [*history, record]
         best = self._card["best_validation_loss"]
         if record["val_loss"] is not None and (best is None or record["val_loss"] < best):
-            name = f"rule-{episodes}"
-            saving.save(self.model.rule, os.path.join(self._save_dir, name), overwrite=True)
-            self._card |= {"best": name, "best_validation_loss": record["val_loss"]}
+            self._save_best(f"rule-{episodes}", record["val_loss"])
         saving.write_card(self._save_dir, self._card)
-        for old in tf.io.gfile.glob(os.path.join(self._save_dir, "rule-*")):
-            if os.path.basename(old) != self._card["best"]:
-                tf.io.gfile.rmtree(old)
+        self._remove_superseded()
+
+    def _save_best(self, name, validation_loss):
+        """Saves the rule; in the card, which is not written here, it becomes the best."""
+        path = os.path.join(self._save_dir, name)
+        known = [self._card["best"], *self._card.get("superseded", [])]
+        # In cards of before there was the list, a kill could leave out a rule.
+        if name not in known and "superseded" in self._card and tf.io.gfile.exists(path):
+            raise FileExistsError(
+                f"{path!r} is not of this meta-training, so it is left as it is. Move it away, and "
+                "repeat the same call: it goes on from the last checkpoint."
+            )
+        if name != self._card["best"]:
+            self._card["superseded"] = sorted({*known[1:], name})
+            saving.write_card(self._save_dir, self._card)
+        saving.save(self.model.rule, path, overwrite=True)
+        self._card |= {
+            "best": name,
+            "best_validation_loss": validation_loss,
+            "superseded": sorted({*known} - {name, None}),
+        }
+
+    def _remove_superseded(self):
+        names = self._card.get("superseded")
+        if not names:
+            return
+        for name in names:
+            path = rule_directory.named(self._save_dir, name)
+            if path is not None and name != self._card["best"]:
+                rule_directory.remove(path)
+        self._card["superseded"] = []
+        saving.write_card(self._save_dir, self._card)
 
 
 class SaveCheckpoint(keras.callbacks.Callback):

@@ -2,6 +2,9 @@
 
 Nothing depends on it but speed: without a compiler, or with ``L2L_TF_NATIVE=0``, XLA's programs
 do the same.
+
+Loading a library runs its code. So the directory and the library must be this user's, and no one
+else may be able to write them; otherwise each process compiles one of its own.
 """
 
 import atexit
@@ -12,6 +15,7 @@ import pathlib
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -39,7 +43,7 @@ def _load():
         return None
     try:
         path = _path(compiler)
-        if path.exists():
+        if _is_ours(path, stat.S_ISREG):
             try:
                 return tf.load_op_library(str(path))
             except tf.errors.OpError:  # damaged, or for another system that has this directory too
@@ -83,6 +87,7 @@ def _compile(compiler, path):
         _run([*_command(compiler), "-o", str(result)])
         with result.open("rb") as file:
             os.fsync(file.fileno())
+        result.chmod(0o700)  # or `_is_ours` would refuse it where files are the group's too
         result.replace(path)
 
 
@@ -97,14 +102,43 @@ def _cache_directory():
     directory = pathlib.Path(base) / "l2l_tf"
     try:
         if directory.is_absolute():  # "~" stays where no home is known
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
             if os.access(directory, os.W_OK):
-                return directory
+                if _is_ours(directory, stat.S_ISDIR) and _is_out_of_reach(directory):
+                    return directory
+                warnings.warn(
+                    f"The native kernel is not kept in {str(directory)!r}, which someone else may "
+                    "be able to write, and is compiled anew in each process. Expected a directory "
+                    "of yours, no link, that neither group nor others can write (chmod 700), in "
+                    "none that everyone can; XDG_CACHE_HOME says where.",
+                    stacklevel=5,
+                )
     except OSError:
         pass
     own = tempfile.mkdtemp(prefix="l2l_tf-")  # of this process alone
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return pathlib.Path(own)
+
+
+def _is_ours(path, is_kind):
+    """Whether it is of this kind, no link, this user's, and no one else may write it."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return is_kind(status.st_mode) and status.st_uid == os.geteuid() and not others_write
+
+
+def _is_out_of_reach(directory):
+    """Whether no directory above lets everyone put another one in its place.
+
+    Where files have the sticky bit's protection, only their owners can, as in /tmp.
+    """
+    parents = {*directory.parents, *directory.resolve().parents}
+    modes = [parent.stat().st_mode for parent in parents]
+    return all(mode & stat.S_ISVTX or not mode & stat.S_IWOTH for mode in modes)
 
 
 def _processor():
