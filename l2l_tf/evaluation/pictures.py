@@ -1,11 +1,14 @@
 """Pictures: what the optimizees of a comparison look like in the end, if they are images."""
 
+import textwrap
+
 import numpy as np
 import tensorflow as tf
 
 from l2l_tf.update_rules import base
 
 MAX_ROWS = 5
+TITLE_WIDTH = 28  # letters that have room above a picture
 
 
 def picture_rows(problem, batches, parameters, result):
@@ -49,13 +52,14 @@ def draw_pictures(rows, path):
     from matplotlib.figure import Figure
 
     num_columns = max(map(len, rows))
-    figure = Figure(figsize=(2.4 * num_columns, 2.7 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.4 * num_columns, 2.9 * len(rows)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)  # between a loss and the title beneath it
     all_axes = figure.subplots(len(rows), num_columns, squeeze=False)
     for row, row_axes in zip(rows, all_axes):
         for (title, image, loss), axes in zip(row, row_axes):
             axes.imshow(image)
-            axes.set_title(title, fontsize=9)
+            axes.set_title(textwrap.fill(title, TITLE_WIDTH), fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_xlabel("" if loss is None else f"loss {loss:.4f}", fontsize=9)
+            axes.set_xlabel("" if loss is None else f"loss {loss:.4g}", fontsize=9)
     figure.savefig(path, dpi=130)
