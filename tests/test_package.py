@@ -14,6 +14,7 @@ ALLOWED = {
     "version": set(),
     "arguments": set(),
     "atomic_files": set(),
+    "command_line": set(),
     "native": set(),
     "preprocessing": {"arguments"},
     "update_rules": {"arguments", "native", "preprocessing"},

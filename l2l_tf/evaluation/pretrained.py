@@ -1,8 +1,9 @@
 """Shipped rules: how they get into the package, and what they reach."""
 
 import os
+import re
 
-from l2l_tf import problems, saving
+from l2l_tf import arguments, problems, saving
 from l2l_tf.evaluation.evaluate import evaluate
 
 HORIZONS = (20, 100, 200)
@@ -21,8 +22,13 @@ def add(run_dir, name, known_limits):
 
     Raises:
         FileExistsError: there is a rule of this name.
-        ValueError: `run_dir` is none of ``bin/meta_train``.
+        ValueError: `run_dir` is none of ``bin/meta_train``, or `name` is no plain name.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", arguments.text("name", name)):
+        raise ValueError(
+            "`name` must be a name of letters, digits, '-' and '_', not a path. "
+            f"Received: name={name!r}"
+        )
     rule = saving.load(run_dir)
     card = saving.read_card(run_dir) or {}
     missing = [key for key in KEPT if key not in card]
@@ -37,7 +43,15 @@ def add(run_dir, name, known_limits):
     saving.write_card(directory, {**kept, "known_limits": known_limits, "tables": {}})
 
 
-def measure(name, data_dir=None, horizons=None, num_seeds=None, **options):
+def card_of(name):
+    """The card of a shipped rule, a dict."""
+    if name not in saving.pretrained_names():
+        names = ", ".join(saving.pretrained_names())
+        raise ValueError(f"Unknown shipped rule {name!r}. Expected one of {names}.")
+    return saving.read_card(saving.pretrained_path(name))
+
+
+def measure(name, data_dir=None, horizons=None, num_seeds=None, *, verbose=False, **options):
     """Compares a shipped rule with tuned baselines, on the held-out side of its problem.
 
     Args:
@@ -47,21 +61,24 @@ def measure(name, data_dir=None, horizons=None, num_seeds=None, **options):
             rule's card, or 20, 100 and 200.
         num_seeds: optimizees, new ones: neither seen in meta-training nor in its own report. None
             takes as many as the card, or 20, or 256 of random functions, which differ more.
+        verbose: as of ``evaluate``.
 
     Returns:
         Dict of horizon → ``Result``.
     """
-    if name not in saving.pretrained_names():
-        names = ", ".join(saving.pretrained_names())
-        raise ValueError(f"Unknown shipped rule {name!r}. Expected one of {names}.")
-    card = saving.read_card(saving.pretrained_path(name))
+    card = card_of(name)
     problem = problems.get(card["settings"]["problem"], data_dir, **options)
     horizons = horizons or [int(key.split()[0]) for key in card["tables"]] or HORIZONS
     num_seeds = num_seeds or card.get("num_seeds") or (256 if problem.vectorized else 20)
     seed = card["settings"]["seed"] + 1000
     return {
         num_steps: evaluate(
-            problem, {name: name}, num_steps=num_steps, num_seeds=num_seeds, seed=seed
+            problem,
+            {name: name},
+            num_steps=num_steps,
+            num_seeds=num_seeds,
+            seed=seed,
+            verbose=verbose,
         )
         for num_steps in horizons
     }
