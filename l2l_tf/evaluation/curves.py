@@ -100,7 +100,8 @@ class Scale:
         self.has_zero = self.is_log and values.min() == 0
         self.limits = None
         starts = np.array([c.each_step[0] for c in curves])
-        starts = starts[np.isfinite(starts) & ((starts > 0) | (not self.is_log))]
+        starts = starts[np.isfinite(starts)]
+        starts = starts[starts > 0] if self.is_log else starts
         # What diverges leaves the picture instead of flattening the rest.
         start = np.median(starts) if starts.size else np.inf
         if self.is_log:

@@ -52,8 +52,10 @@ def draw_pictures(rows, path):
     from matplotlib.figure import Figure
 
     num_columns = max(map(len, rows))
-    figure = Figure(figsize=(2.4 * num_columns, 2.9 * len(rows)), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1)  # between a loss and the title beneath it
+    titles = [textwrap.fill(title, TITLE_WIDTH) for row in rows for title, *_ in row]
+    # Room for the titles, and between them and the losses of the row above.
+    height = 2.75 + 0.17 * max(1 + title.count("\n") for title in titles)
+    figure = Figure(figsize=(2.4 * num_columns, height * len(rows)), layout="constrained")
     all_axes = figure.subplots(len(rows), num_columns, squeeze=False)
     for row, row_axes in zip(rows, all_axes):
         for (title, image, loss), axes in zip(row, row_axes):
