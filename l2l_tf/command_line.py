@@ -11,6 +11,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 
 from absl import app, flags, logging
 
@@ -122,33 +123,47 @@ def import_modules(names):
 def run(script, main, at_interrupt="interrupted"):
     """Parses the flags and calls `main`. An error is one line, and so is an interrupt (Ctrl-C).
 
-    With L2L_TF_TRACEBACK=1 in the environment, errors are raised instead.
+    With L2L_TF_TRACEBACK=1 in the environment, both are raised instead.
     """
-    interrupts = []
-
-    def interrupt(*_):
-        interrupts.append(True)
-        raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
-        signal.signal(signal.SIGINT, interrupt)
+    is_traced = bool(os.environ.get("L2L_TF_TRACEBACK"))
 
     def guarded(argv):
         try:
             if argv[1:]:
                 raise ValueError(f"Unexpected arguments: {' '.join(argv[1:])}")
             main()
-        except (Exception, KeyboardInterrupt) as error:
-            # What is interrupted may raise something else on the way out.
-            if interrupts or isinstance(error, KeyboardInterrupt):
-                print(f"\n{script}: {at_interrupt}", file=sys.stderr)
-                sys.exit(130)  # as shells have it: 128 + SIGINT
-            if os.environ.get("L2L_TF_TRACEBACK") or not _is_expected(error):
+        except Exception as error:
+            if is_traced or not _is_expected(error):
                 raise
             sys.exit(f"{script}: {one_line(error)}")
 
+    if not is_traced:
+        end_at_interrupt(f"{script}: {at_interrupt}")
     logging.set_verbosity(logging.WARNING)  # app.run would make it INFO
     app.run(guarded)
+
+
+def end_at_interrupt(line):
+    """From now on, Ctrl-C (SIGINT) ends the process at once, with a line and exit code 130.
+
+    Python itself would raise a KeyboardInterrupt once TensorFlow returns, which may take minutes,
+    and where a library may catch it. To end at any moment is safe: what is written is whole at
+    any moment, as after a kill.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # It is ignored, as of a process in the background.
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+    signal.set_wakeup_fd(sender)  # which gets the signal's number when it arrives
+    signal.signal(signal.SIGINT, lambda *_: None)
+
+    def wait():
+        while os.read(receiver, 1) != bytes([signal.SIGINT]):
+            pass
+        os.write(2, f"\n{line}\n".encode())  # without a lock that another thread may hold
+        os._exit(128 + signal.SIGINT)  # as shells have it
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def one_line(error):
