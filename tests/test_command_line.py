@@ -13,8 +13,10 @@ import pytest
 
 import l2l_tf
 from l2l_tf import problems, update_rules
+from l2l_tf.meta_training import new_rules
 
-BIN = pathlib.Path(__file__).parent.parent / "bin"
+ROOT = pathlib.Path(__file__).parent.parent
+BIN = ROOT / "bin"
 SMALL = ["--layers=4", "--num_steps=10", "--unroll_length=5", "--problem=quadratic"]
 
 
@@ -22,8 +24,8 @@ def command(script, *flags):
     return [sys.executable, str(BIN / script), *flags]
 
 
-def call(script, *flags):
-    return subprocess.run(command(script, *flags), capture_output=True, text=True)
+def call(script, *flags, cwd=None):
+    return subprocess.run(command(script, *flags), capture_output=True, text=True, cwd=cwd)
 
 
 def test_second_derivatives_need_no_other_flag(tmp_path):
@@ -173,6 +175,195 @@ def test_bad_flags_get_one_clear_line(script, flags, message, tmp_path):
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "num_episodes, meta_batch_size, expected",
+    [
+        (600, 1, 100),
+        (30, 1, 30),
+        (19200, 32, 96),
+        (100_000, 1, 100),
+        (250, 1, 125),
+        (7, 7, 7),
+        (64, 32, 64),
+        (1009, 1, 1009),  # a prime: at its end, rather than after each episode
+        (10**9, 1, 100),
+    ],
+)
+def test_validations_are_about_100_episodes_apart(num_episodes, meta_batch_size, expected):
+    program = f"""
+import runpy, sys
+script = runpy.run_path({str(BIN / "meta_train")!r}, run_name="script")
+script["FLAGS"](["x", "--num_episodes={num_episodes}", "--meta_batch_size={meta_batch_size}"])
+print(script["_validate_every"]())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == str(expected), done.stderr
+
+
+OWN = """
+import os
+import keras
+import l2l_tf
+
+def my_problem():
+    open("imported", "w").close()
+    return l2l_tf.problems.Quadratic(3)
+
+@keras.saving.register_keras_serializable("own")
+class MyRule(l2l_tf.update_rules.CoordinatewiseLSTM):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_modules_of_the_working_directory(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    flags = ["--layers=4", "--num_steps=10", "--unroll_length=5", "--num_episodes=30"]
+    flags += ["--problem=mine:my_problem", "--rule=mine:MyRule", "--eval_steps=5", "--num_seeds=2"]
+    done = call("meta_train", *flags, "--save_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "learned mine:MyRule: loss sum" in done.stdout
+    settings = json.loads((tmp_path / "run" / "card.json").read_text())["settings"]
+    assert (settings["rule"], settings["layers"]) == ("mine:MyRule", ["4"])
+    assert settings["validate_every"] == 30  # by default, since 100 does not divide 30
+
+    flags = ["--problem=quadratic", "--baselines=", "--num_steps=5", "--num_seeds=2"]
+    flags += ["--optimizers=run/"]
+    done = call("evaluate", *flags, cwd=tmp_path)
+    assert done.returncode == 1 and "Import the module that defines it" in done.stderr
+    done = call("evaluate", *flags, "--modules=mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    flags = ["--init_from=run/", "--problem=quadratic", "--num_steps=10", "--unroll_length=5"]
+    flags += ["--num_episodes=2", "--noevaluate", "--modules=mine", "--save_dir=again"]
+    done = call("meta_train", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def started(process, is_there):
+    """Whether something is there within two minutes, while a process runs."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if is_there():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_one_line_and_the_same_command_resumes(tmp_path):
+    flags = [*SMALL, "--num_episodes=400", "--validate_every=20", "--noevaluate"]
+    flags += [f"--save_dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        command("meta_train", *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    card = tmp_path / "run" / "card.json"
+    assert started(process, lambda: card.exists() and json.loads(card.read_text())["validation"])
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = [line for line in errors.splitlines() if line and "0000 00:00" not in line]
+    assert lines[-1].startswith("bin/meta_train: interrupted; the same command resumes")
+    assert "Traceback" not in errors and "KeyboardInterrupt" not in errors
+    assert call("meta_train", *flags).returncode == 0
+    assert json.loads(card.read_text())["validation"][-1]["episodes"] == 400
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_baselines_are_tuned(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    flags = ["--problem=mine:my_problem", "--num_steps=10000", "--output_dir=out"]
+    process = subprocess.Popen(
+        command("evaluate", *flags),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert started(process, (tmp_path / "imported").exists)
+    time.sleep(2)  # It tunes; each of its calls of TensorFlow takes some ten seconds.
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.rstrip().endswith("bin/evaluate: interrupted")
+    assert "Traceback" not in errors and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "statement, code, line",
+    [
+        ("raise ValueError('one\\n  two')", 1, "bin/x: one two"),
+        ("raise MemoryError", 1, "bin/x: MemoryError"),
+        ("raise RuntimeError('no best')", 1, "bin/x: no best"),
+        ("raise FloatingPointError('nan')", 1, "bin/x: nan"),
+        ("1 / 0", 1, "bin/x: ZeroDivisionError: division by zero"),
+        ("open('no/such')", 1, "bin/x: [Errno 2] No such file or directory: 'no/such'"),
+        ("import no_such", 1, "bin/x: No module named 'no_such'"),
+        ("interrupted()", 130, "bin/x: interrupted"),
+        ("interrupted_in_a_callback()", 130, "bin/x: interrupted"),
+        ("tensorflow_fails()", 1, "bin/x: ResourceExhaustedError: no memory"),
+    ],
+)
+def test_a_command_ends_with_one_line(statement, code, line):
+    program = f"""
+import os, runpy, signal, time
+
+def main():
+    {statement}
+
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+def interrupted_in_a_callback():
+    try:
+        interrupted()
+    except BaseException:
+        raise KeyError("what the library made of it")
+
+def tensorflow_fails():
+    import tensorflow as tf
+    raise tf.errors.ResourceExhaustedError(None, None, "no memory\\n\\nhere")
+
+runpy.run_path({str(ROOT / "l2l_tf" / "command_line.py")!r})["run"]("bin/x", main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code
+    lines = [text for text in done.stderr.splitlines() if text.startswith("bin/x: ")]
+    assert len(lines) == 1 and lines[0].startswith(line)
+    assert "Traceback" not in done.stderr and "KeyError" not in done.stderr
+
+
+def test_errors_of_ours_keep_their_traceback_and_others_show_it_if_asked():
+    program = f"""
+import runpy
+
+def main():
+    raise RAISED("here")
+
+runpy.run_path({str(ROOT / "l2l_tf" / "command_line.py")!r})["run"]("bin/x", main)
+"""
+    for error, environment in (("KeyError", {}), ("ValueError", {"L2L_TF_TRACEBACK": "1"})):
+        done = subprocess.run(
+            [sys.executable, "-c", program.replace("RAISED", error)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_rules_of_the_command_line_are_those_of_the_library():
+    program = f"""
+import json, runpy
+script = runpy.run_path({str(BIN / "meta_train")!r}, run_name="script")
+print(json.dumps([script["RULES"], script["CONV_RULES"]]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    rules, conv_rules = json.loads(done.stdout)
+    assert rules == list(new_rules.RULES)
+    assert conv_rules == ["none", *new_rules.CONV_RULES]
 
 
 @pytest.mark.parametrize("script", ["meta_train", "evaluate"])

@@ -1,4 +1,6 @@
 import json
+import os
+from unittest import mock
 
 import conftest
 import keras
@@ -8,9 +10,11 @@ import tensorflow as tf
 
 import l2l_tf
 from l2l_tf import update_rules
-from l2l_tf.evaluation import baselines
+from l2l_tf.evaluation import baselines, curves
 from l2l_tf.evaluation.learning_curves import Arena, loss_at
 from l2l_tf.meta_training.episodes import episode_seed, windows
+from l2l_tf.evaluation.pictures import draw_pictures
+from l2l_tf.evaluation.report import Result, check_directory
 from l2l_tf.problems import Quadratic
 from l2l_tf.problems.base import Problem
 
@@ -107,8 +111,11 @@ def test_table_and_ratio(result):
 def test_results_json_and_curves(result, tmp_path):
     result.save(tmp_path / "out")
     content = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {"problem", "num_steps", "num_seeds", "optimizers"} == set(content)
+    keys = {"problem", "num_steps", "num_seeds", "side", "has_heldout", "optimizers"}
+    assert keys == set(content)
+    assert content["side"] == "heldout" and content["has_heldout"] is True
     sgd = content["optimizers"]["sgd"]
+    assert (sgd["source"], content["optimizers"]["good"]["source"]) == ("tuned", "learned")
     assert np.shape(sgd["loss"]) == (8, 20)
     np.testing.assert_allclose(np.mean(sgd["loss"], axis=0), sgd["mean_loss"], rtol=1e-5)
     error = np.std(sgd["loss"], axis=0, ddof=1) / np.sqrt(8)
@@ -273,3 +280,226 @@ def test_bad_arguments(kwargs, message):
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         l2l_tf.evaluate(Quadratic(), **{"optimizers": {}, **kwargs})
     assert "in user code" not in str(caught.value)
+
+
+def made(losses, source="learned", learning_rate=None, seconds_per_step=1e-3):
+    return {
+        "source": source,
+        "learning_rate": learning_rate,
+        "grid": [[learning_rate, 1.0]] if source == "tuned" else None,
+        "loss": np.asarray(losses, "float64"),
+        "seconds_per_step": seconds_per_step,
+    }
+
+
+def made_result(losses=((3.0, 2.0, 1.0), (2.0, 2.0, 1.0)), **kwargs):
+    losses = np.asarray(losses, "float64")
+    return Result("bowl", losses.shape[1], len(losses), {"mine": made(losses)}, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs, data",
+    [
+        ({}, "held-out data"),
+        ({"side": "train"}, "training data"),
+        ({"side": "train", "has_heldout": False}, "training data"),
+        ({"has_heldout": False}, "training data (the problem has no held-out data)"),
+    ],
+)
+def test_a_result_says_which_data_it_is_on(kwargs, data):
+    result = made_result(**kwargs)
+    assert result.data == data
+    assert f"'bowl' on {data}, 2 fresh optimizees" in result.table()
+    assert "trained on the very batches whose loss is reported" in result.table()
+    assert drawn(result)[0].get_suptitle() == f"bowl: fresh optimizees on {data}"
+
+
+def test_a_result_says_where_each_optimizer_came_from():
+    losses = [[3.0, 2.0, 1.0]]
+    optimizers = {
+        "mine": made(losses),
+        "adam": made(losses, "tuned", 0.0123),
+        "lion": made(losses, "given", 0.01),
+        "adamw": made(losses, "given"),
+    }
+    result = Result("bowl", 3, 1, optimizers)
+    assert (result.learned, result.tuned) == (["mine", "lion", "adamw"], ["adam"])
+    rows = {line.split()[0]: line for line in result.table().splitlines()[2:6]}
+    assert "  learned  " in rows["mine"] and "  0.0123  " in rows["adam"]
+    assert "  0.01 (given)  " in rows["lion"] and "  given  " in rows["adamw"]
+    labels = [text.get_text() for text in drawn(result)[0].legends[0].get_texts()]
+    assert labels == ["mine", "lion (given: 0.01)", "adamw (given)", "adam (tuned: 0.0123)"]
+    sources = {name: o["source"] for name, o in result.to_json()["optimizers"].items()}
+    assert sources == {"mine": "learned", "adam": "tuned", "lion": "given", "adamw": "given"}
+
+
+def test_one_seed_has_no_standard_error():
+    table = made_result([[3.0, 2.0, 1.0]]).table()
+    assert "one fresh optimizee" in table and "±" not in table
+
+
+def test_no_ratio_of_losses_that_are_not_above_0():
+    optimizers = {"mine": made([[1.0, -2.0]]), "sgd": made([[1.0, -3.0]], "tuned", 0.1)}
+    assert "of the best tuned" not in Result("bowl", 2, 1, optimizers).table()
+
+
+def drawn(result, tmp="curves.png"):
+    """The figure of a result's plot, and its two axes."""
+    with mock.patch("matplotlib.figure.Figure.savefig", autospec=True) as savefig:
+        result.plot(tmp)
+    (figure, _), _ = savefig.call_args
+    return figure, *figure.axes
+
+
+def test_lines_are_the_tables_mean_of_five_and_single_steps_are_behind():
+    losses = np.random.default_rng(0).uniform(1, 2, (3, 12))
+    losses[0, 6] = 100.0  # a spike of one seed
+    result = made_result(losses)
+    _, by_step, by_time = drawn(result)
+    for axes in (by_step, by_time):
+        each_step, line = axes.lines
+        np.testing.assert_allclose(each_step.get_ydata(), losses.mean(axis=0))
+        expected = [result.loss_at("mine", step) for step in range(1, 13)]
+        np.testing.assert_allclose(line.get_ydata(), expected)
+        assert each_step.get_alpha() < 0.5 and each_step.get_linewidth() < line.get_linewidth()
+    np.testing.assert_array_equal(by_step.lines[1].get_xdata(), np.arange(1, 13))
+    assert "mean of 3 optimizees, at a step: the mean of 5" in by_step.get_ylabel()
+    assert "pale: each step" in by_step.get_ylabel()
+
+
+def test_the_axis_stays_logarithmic_where_a_loss_is_0():
+    losses = np.array([[1.0, 0.1, 0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]] * 2)
+    _, by_step, _ = drawn(made_result(losses))
+    low, high = by_step.get_ylim()
+    assert by_step.get_yscale() == "log" and 0 < low < 0.01 and high > 1
+    for line in by_step.lines:
+        assert line.get_ydata()[-1] == low
+    assert "0 is drawn at the lower edge" in by_step.get_ylabel()
+    _, by_step, _ = drawn(made_result(losses + 0.1))
+    assert "lower edge" not in by_step.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    "losses, scale",
+    [
+        ([[1.0, -1.0, -2.0]] * 2, "linear"),
+        ([[0.0, 0.0, 0.0]] * 2, "linear"),
+        ([[np.nan, np.nan, np.nan]] * 2, "linear"),
+        ([[1.0, 1e200, np.inf]] * 2, "log"),
+        ([[1.0, 1.0, 1.0]] * 2, "log"),
+        ([[1.0, 0.0, 0.0]] * 2, "log"),
+    ],
+)
+def test_axes_of_unusual_losses(losses, scale, tmp_path, recwarn):
+    result = made_result(losses)
+    result.optimizers["steep"] = made(np.abs(losses) * [1.0, 1e9, 1e100])
+    _, by_step, _ = drawn(result)
+    assert by_step.get_yscale() == scale
+    low, high = by_step.get_ylim()
+    assert np.isfinite([low, high]).all() and low < high and high < 1e3
+    assert by_step.get_xlim()[0] < 1 and by_step.get_xlim()[1] > 3
+    result.plot(tmp_path / "curves.png")
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+def test_what_diverged_is_named_in_the_legend():
+    figure, *_ = drawn(made_result([[1.0, 2.0, np.inf], [1.0, 1.0, 1.0]]))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mine (diverged)"]
+
+
+@pytest.mark.parametrize(
+    "seconds_per_step, unit, last",
+    [(1.0, "seconds", 2), (2e-3, "milliseconds", 4), (3e-6, "microseconds", 6)],
+)
+def test_times_are_in_a_unit_that_fits(seconds_per_step, unit, last):
+    result = made_result()
+    result.optimizers["mine"]["seconds_per_step"] = seconds_per_step
+    _, _, by_time = drawn(result)
+    assert by_time.get_xlabel() == f"{unit}, of one optimizee"
+    np.testing.assert_allclose(by_time.lines[1].get_xdata()[-1], last)
+
+
+@pytest.mark.parametrize("num_steps", [2, 5, 7, 100])
+def test_ticks_of_steps_are_integers(num_steps):
+    figure, by_step, _ = drawn(made_result(np.ones([2, num_steps])))
+    figure.draw_without_rendering()
+    ticks = by_step.get_xticks()
+    assert len(ticks) >= 2
+    np.testing.assert_array_equal(ticks, np.round(ticks))
+
+
+def test_the_legend_hides_no_curve():
+    result = made_result(np.random.default_rng(0).uniform(1, 2, (3, 12)))
+    for index in range(8):
+        name = f"runs/a/directory/of/some/length/experiment-{index}"
+        result.optimizers[name] = made(np.random.default_rng(index).uniform(1, 2, (3, 12)))
+    figure, *all_axes = drawn(result)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert all(axes.get_legend() is None for axes in all_axes)
+    assert not any(axes.get_tightbbox().overlaps(box) for axes in all_axes)
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+
+
+def test_titles_of_pictures_touch_nothing():
+    image = np.zeros([8, 8, 3], "uint8")
+    name = "runs/a/directory/of/some/length/experiment, 128 steps"
+    rows = [[("content", image, None), (name, image, 0.5), (name, image, 1e-5)]] * 3
+    with mock.patch("matplotlib.figure.Figure.savefig", autospec=True) as savefig:
+        draw_pictures(rows, "pictures.png")
+    (figure, _), _ = savefig.call_args
+    figure.draw_without_rendering()
+    texts = [t for axes in figure.axes for t in (axes.title, axes.xaxis.label) if t.get_text()]
+    boxes = [text.get_window_extent().padded(4) for text in texts]
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+
+
+def test_save_replaces_an_earlier_result_alone(tmp_path, monkeypatch):
+    directory = tmp_path / "out"
+    made_result().save(directory)
+    before = (directory / "results.json").read_text()
+    made_result([[9.0, 9.0]]).save(directory)
+    assert (directory / "results.json").read_text() != before
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made_result().save("~/at-home")
+    assert (tmp_path / "at-home" / "results.json").exists()
+    assert check_directory("~/at-home") == str(tmp_path / "at-home")
+
+
+@pytest.mark.parametrize("name", ["results.json", "curves.png", "pictures.png"])
+@pytest.mark.parametrize("kind", ["file", "directory", "link", "dangling link"])
+def test_save_leaves_the_users_files(name, kind, tmp_path):
+    directory, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    directory.mkdir()
+    path = directory / name
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "file":
+        path.write_text('{"mine": 1}')
+    else:
+        if kind == "link":
+            made_result().save(elsewhere)
+        path.symlink_to(elsewhere / "results.json")
+    before = sorted(os.listdir(directory))
+    with pytest.raises(FileExistsError, match=f"has {name}, which no earlier result"):
+        made_result().save(directory)
+    assert sorted(os.listdir(directory)) == before
+    assert kind != "file" or path.read_text() == '{"mine": 1}'
+
+
+def test_save_where_no_directory_can_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(FileExistsError, match="cannot be a directory"):
+            made_result().save(path)
+    with pytest.raises(TypeError, match="`directory` must be a path"):
+        made_result().save(3)
+
+
+def test_time_unit_of_the_slowest():
+    result = made_result()
+    result.optimizers["slow"] = made([[1.0] * 3], seconds_per_step=2.0)
+    assert curves.time_unit(result) == ("seconds", 1)

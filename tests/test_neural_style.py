@@ -195,6 +195,12 @@ def test_bad_weights(tmp_path):
     (tmp_path / "text.npz").write_text("text")
     with pytest.raises(ValueError, match="cannot be read as a .npz file"):
         vgg19(["block1_conv1"], tmp_path / "text.npz")
+    whole = (tmp_path / "w.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be read as a .npz file"):
+        vgg19(["block1_conv1"], tmp_path / "cut.npz")
+    with pytest.raises(TypeError, match="`layers` must be a list of names"):
+        vgg19("block1_conv1", tmp_path / "w.npz")
     with pytest.raises(FileNotFoundError, match="No file of VGG19 weights"):
         vgg19(["block1_conv1"], tmp_path / "none.npz")
 
@@ -213,6 +219,21 @@ def test_bad_weights(tmp_path):
         ({"heldout_content": []}, ValueError, "`heldout_content` must be a list"),
         ({"content": [photograph(0)], "image_size": 41}, ValueError, "too small: expected 41"),
         ({"image_size": 8}, ValueError, "`image_size` must be 16 pixels at least"),
+        ({"image_size": 64.0}, TypeError, "`image_size` must be an integer"),
+        ({"num_crops": 0}, ValueError, "`num_crops` must be an integer, 1 at least"),
+        ({"num_crops": 2.0}, TypeError, "`num_crops` must be an integer"),
+        ({"initial_scale": -1}, ValueError, "`initial_scale` must be a finite number, at least 0"),
+        ({"style_weight": float("nan")}, ValueError, "`style_weight` must be a finite number"),
+        (
+            {"content_weight": 0, "style_weight": 0, "variation_weight": 0},
+            ValueError,
+            "must be above 0. Received: 0 for all",
+        ),
+        ({"style_layers": "block1_conv1"}, ValueError, "`style_layers` must be a list of names"),
+        ({"style_layers": [1]}, TypeError, "`style_layers` must be a string"),
+        ({"content_layer": None}, TypeError, "`content_layer` must be a string"),
+        ({"style": 3}, TypeError, "`image` must be a path or a uint8 array"),
+        ({"weights": 3}, TypeError, "`weights` must be a path of a .npz file"),
         ({"learning_rate": 1}, ValueError, "'neural_style' does not take learning_rate"),
     ],
 )

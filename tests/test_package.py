@@ -16,6 +16,7 @@ ALLOWED = {
     "paths": {"arguments"},
     "atomic_files": {"paths"},
     "rule_directory": {"atomic_files", "paths"},
+    "command_line": set(),
     "native": set(),
     "preprocessing": {"arguments"},
     "update_rules": {"arguments", "native", "preprocessing"},

@@ -1,3 +1,4 @@
+import sys
 from unittest import mock
 
 import conftest
@@ -112,8 +113,8 @@ def test_simple_by_hand():
 
 def test_ensemble_is_the_weighted_sum_of_its_members():
     quadratic, rastrigin = problems.get("quadratic"), problems.get("rastrigin")
-    problem = problems.get("2*quadratic+rastrigin+-.5*quadratic")
-    assert problem.name == "2*quadratic+rastrigin+-0.5*quadratic"
+    problem = problems.get("2*quadratic+rastrigin+.5*quadratic")
+    assert problem.name == "2*quadratic+rastrigin+0.5*quadratic"
     assert problem.layout == [
         ("0/quadratic/theta", (10,)),
         ("1/rastrigin/theta", (2,)),
@@ -126,7 +127,7 @@ def test_ensemble_is_the_weighted_sum_of_its_members():
         member.loss_and_gradients([theta], coefficients)
         for member, theta, coefficients in zip((quadratic, rastrigin, quadratic), parameters, batch)
     ]
-    weights = [2.0, 1.0, -0.5]
+    weights = [2.0, 1.0, 0.5]
     np.testing.assert_allclose(loss, sum(w * f for w, (f, _) in zip(weights, members)), rtol=1e-6)
     for weight, gradient, (_, (of_member,)) in zip(weights, gradients, members):
         np.testing.assert_allclose(gradient, weight * of_member, rtol=1e-6)
@@ -319,6 +320,33 @@ def _unreached():
         (lambda: problems.Ensemble([problems.Lasso()]), "pair .Problem, number"),
         (lambda: problems.Ensemble([("lasso", 1.0)]), "pair .Problem, number"),
         (lambda: problems.Ensemble([(problems.Lasso(), np.nan)]), "finite. Received: nan for 'la"),
+        (lambda: problems.get("0*quadratic"), r"above 0.*Received the member: '0\*quadratic'"),
+        (lambda: problems.get("-1*quadratic"), r"above 0.*Received the member: '-1\*quadratic'"),
+        (lambda: problems.Ensemble([(problems.Lasso(), 0)]), "above 0 and finite. Received: 0 for"),
+        (lambda: problems.Ensemble([(problems.Lasso(), "1")]), "pair .Problem, number"),
+        (lambda: problems.Ensemble([(problems.Lasso(), True)]), "pair .Problem, number"),
+        (lambda: problems.Ensemble([(problems.Lasso, 1.0)]), "pair .Problem, number"),
+        (lambda: problems.Ensemble("quadratic+lasso"), "`members` must be a list of pairs"),
+        (lambda: problems.Ensemble([(problems.Lasso(), 1.0)], name=3), "`name` must be a string"),
+        (lambda: problems.get(3), "`name` must be the name of a problem. Received: name=3"),
+        (lambda: problems.get("digits", data_dir="x"), "'digits' does not take data_dir"),
+        (lambda: problems.get("digits+lasso", data_dir="x"), "lasso' does not take data_dir"),
+        (lambda: problems.get("math:pi", data_dir="x"), "'math:pi' does not take data_dir"),
+        (lambda: problems.get("mnist", data_dir=3), "`data_dir` must be a path"),
+        (lambda: problems.get("digits+lasso", image_size=3), "does not take image_size"),
+        (lambda: problems.Quadratic(10.0), "`num_dimensions` must be an integer, 1 at least"),
+        (lambda: problems.Quadratic(0), "num_dimensions=0"),
+        (lambda: problems.Lasso(num_observations=0), "`num_observations` must be an integer, 1"),
+        (lambda: problems.Lasso(regularization=np.nan), "`regularization` must be a finite"),
+        (lambda: problems.Rastrigin(amplitude="10"), "`amplitude` must be a finite number"),
+        (lambda: problems.Simple(1.0), "`num_variables` must be an integer"),
+        (lambda: problems.cifar(labels="01"), "`labels` must be a list of integers"),
+        (lambda: problems.cifar(labels=[0.0, 1.0]), "`labels` must be an integer"),
+        (lambda: problems.mnist(hidden=20), "`hidden` must be a list of numbers of units"),
+        (lambda: problems.mnist(hidden=(2.5,)), "`hidden` must be an integer, 1 at least"),
+        (lambda: problems.mnist(hidden=(0,)), "hidden=0"),
+        (lambda: problems.mnist(activation="sigmoit"), "sigmoit"),
+        (lambda: problems.mnist(name=""), "`name` must be a string"),
         (lambda: problems.Simple(0), "num_variables=0"),
         (lambda: problems.cifar(labels=[3]), r"labels=\[3\]"),
         (lambda: problems.cifar(labels=[3, 3]), r"labels=\[3, 3\]"),
@@ -334,6 +362,11 @@ def test_bad_input(make, message):
         make()
 
 
+def test_a_file_is_no_data_dir():
+    with pytest.raises(NotADirectoryError, match="is a file. Expected a directory"):
+        problems.get("mnist", data_dir=__file__)
+
+
 @pytest.mark.parametrize("name, data", [("mnist", "mnist"), ("cifar5", "cifar10")])
 def test_without_data_or_a_network_fails_at_once(name, data, tmp_path, monkeypatch):
     def no_network(*args, **kwargs):
@@ -342,3 +375,62 @@ def test_without_data_or_a_network_fails_at_once(name, data, tmp_path, monkeypat
     monkeypatch.setattr("socket.create_connection", no_network)
     with pytest.raises(FileNotFoundError, match=f"(?s)No dataset '{data}'.*tfds build {data}"):
         problems.get(name, data_dir=str(tmp_path))
+
+
+OWN = """
+import l2l_tf
+
+def problem():
+    return l2l_tf.problems.Quadratic(3)
+
+def raises():
+    return 1 / 0
+
+def ends():
+    raise SystemExit
+
+def takes(what):
+    return problem()
+"""
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("own:raises", "'own:raises': the function raised ZeroDivisionError: division by zero"),
+        ("own:ends", "'own:ends': the function raised SystemExit"),
+        ("own:takes", "'own:takes': the function raised TypeError: takes.. missing 1 required"),
+        ("own:nothing", "'own:nothing': .* module 'own', which has no 'nothing'"),
+        ("own:", "'own:': expected 'package.module:function'. Received no name"),
+        ("own.below:problem", "no module 'own.below'. It must be installed"),
+        ("broken:problem", "'broken:problem': .* module 'broken', which raised SyntaxError"),
+        ("needs:problem", "module 'needs', which raised ModuleNotFoundError: .*'not_there'"),
+        ("ends:problem", "module 'ends', which raised SystemExit"),
+    ],
+)
+def test_a_function_of_ones_own_that_fails_is_named(name, message, tmp_path, monkeypatch):
+    for module, text in {
+        "own": OWN,
+        "broken": "def problem(:",
+        "needs": "import not_there",
+        "ends": "import sys; sys.exit()",
+    }.items():
+        (tmp_path / f"{module}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert problems.get("own:problem").layout == [("theta", (3,))]
+    with pytest.raises(ValueError, match=message) as caught:
+        problems.get(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_ensemble_gives_data_dir_to_those_that_read_from_it():
+    assert problems.reads_from_tfds("quadratic+2*mnist")
+    assert not problems.reads_from_tfds("quadratic+2*digits")
+    read = []
+    with mock.patch.dict(
+        problems._READ_FROM_TFDS,
+        {"mnist": lambda data_dir=None: read.append(data_dir) or problems.Lasso()},
+    ):
+        problems.get("quadratic+2*mnist", data_dir="there")
+    assert read == ["there"]

@@ -1,11 +1,14 @@
 """Pictures: what the optimizees of a comparison look like in the end, if they are images."""
 
+import textwrap
+
 import numpy as np
 import tensorflow as tf
 
 from l2l_tf.update_rules import base
 
 MAX_ROWS = 5
+TITLE_WIDTH = 28  # letters that have room above a picture
 
 
 def picture_rows(problem, batches, parameters, result):
@@ -49,13 +52,16 @@ def draw_pictures(rows, path):
     from matplotlib.figure import Figure
 
     num_columns = max(map(len, rows))
-    figure = Figure(figsize=(2.4 * num_columns, 2.7 * len(rows)), layout="constrained")
+    titles = [textwrap.fill(title, TITLE_WIDTH) for row in rows for title, *_ in row]
+    # Room for the titles, and between them and the losses of the row above.
+    height = 2.75 + 0.17 * max(1 + title.count("\n") for title in titles)
+    figure = Figure(figsize=(2.4 * num_columns, height * len(rows)), layout="constrained")
     all_axes = figure.subplots(len(rows), num_columns, squeeze=False)
     for row, row_axes in zip(rows, all_axes):
         for (title, image, loss), axes in zip(row, row_axes):
             axes.imshow(image)
-            axes.set_title(title, fontsize=9)
+            axes.set_title(textwrap.fill(title, TITLE_WIDTH), fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_xlabel("" if loss is None else f"loss {loss:.4f}", fontsize=9)
+            axes.set_xlabel("" if loss is None else f"loss {loss:.4g}", fontsize=9)
     figure.savefig(path, dpi=130)

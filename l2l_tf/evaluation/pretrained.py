@@ -1,6 +1,7 @@
 """Shipped rules: how they get into the package, and what they reach."""
 
 import os
+import re
 
 from l2l_tf import arguments, paths, problems, saving
 from l2l_tf.evaluation.evaluate import evaluate
@@ -24,9 +25,11 @@ def add(run_dir, name, known_limits):
         TypeError, ValueError: `run_dir` is none of ``bin/meta_train``, or `name` no plain name.
     """
     run_dir = paths.from_user("run_dir", run_dir)
-    arguments.text("name", name)
-    if os.path.basename(name) != name or name.startswith((".", "~")):
-        raise ValueError(f"`name` must be a name, not a path. Received: name={name!r}")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", arguments.text("name", name)):
+        raise ValueError(
+            "`name` must be a name of letters, digits, '-' and '_', not a path. "
+            f"Received: name={name!r}"
+        )
     arguments.instance("known_limits", known_limits, str, "a string")
     rule = saving.load(os.path.join(run_dir, ""))  # with a "/": a directory, whatever its name
     card = saving.read_card(run_dir) or {}
@@ -42,7 +45,17 @@ def add(run_dir, name, known_limits):
     saving.write_card(directory, {**kept, "known_limits": known_limits, "tables": {}})
 
 
-def measure(name, data_dir=None, horizons=None, num_seeds=None, **options):
+def card_of(name):
+    """The card of a shipped rule, a dict."""
+    if arguments.text("name", name) not in saving.pretrained_names():
+        names = ", ".join(saving.pretrained_names())
+        raise ValueError(
+            f"Unknown shipped rule {name!r}.{saving.did_you_mean(name)} Expected one of {names}."
+        )
+    return saving.read_card(saving.pretrained_path(name))
+
+
+def measure(name, data_dir=None, horizons=None, num_seeds=None, *, verbose=False, **options):
     """Compares a shipped rule with tuned baselines, on the held-out side of its problem.
 
     Args:
@@ -52,6 +65,7 @@ def measure(name, data_dir=None, horizons=None, num_seeds=None, **options):
             rule's card, or 20, 100 and 200.
         num_seeds: optimizees, new ones: neither seen in meta-training nor in its own report. None
             takes as many as the card, or 20, or 256 of random functions, which differ more.
+        verbose: as of ``evaluate``.
 
     Returns:
         Dict of horizon → ``Result``.
@@ -59,12 +73,7 @@ def measure(name, data_dir=None, horizons=None, num_seeds=None, **options):
     Raises:
         TypeError, ValueError: there is no such rule, or an argument is not as above.
     """
-    arguments.text("name", name)
-    if name not in saving.pretrained_names():
-        names = ", ".join(saving.pretrained_names())
-        raise ValueError(
-            f"Unknown shipped rule {name!r}.{saving.did_you_mean(name)} Expected one of {names}."
-        )
+    card = card_of(name)
     if data_dir is not None:
         data_dir = paths.from_user("data_dir", data_dir)
     if horizons is not None:
@@ -72,14 +81,18 @@ def measure(name, data_dir=None, horizons=None, num_seeds=None, **options):
         horizons = [arguments.integer("horizons", horizon, minimum=2) for horizon in horizons]
     if num_seeds is not None:
         arguments.integer("num_seeds", num_seeds, minimum=1)
-    card = saving.read_card(saving.pretrained_path(name))
     problem = problems.get(card["settings"]["problem"], data_dir, **options)
     horizons = horizons or [int(key.split()[0]) for key in card["tables"]] or HORIZONS
     num_seeds = num_seeds or card.get("num_seeds") or (256 if problem.vectorized else 20)
     seed = card["settings"]["seed"] + 1000
     return {
         num_steps: evaluate(
-            problem, {name: name}, num_steps=num_steps, num_seeds=num_seeds, seed=seed
+            problem,
+            {name: name},
+            num_steps=num_steps,
+            num_seeds=num_seeds,
+            seed=seed,
+            verbose=verbose,
         )
         for num_steps in horizons
     }

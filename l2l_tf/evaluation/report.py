@@ -1,13 +1,17 @@
 """Report: the table, ``results.json`` and ``curves.png`` of an evaluation."""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
 
 from l2l_tf import paths, saving
+from l2l_tf.evaluation.curves import draw_curves, standard_error
 from l2l_tf.evaluation.learning_curves import loss_at
 from l2l_tf.evaluation.pictures import draw_pictures
+
+FILES = ("results.json", "curves.png", "pictures.png")
 
 
 @dataclasses.dataclass
@@ -17,9 +21,14 @@ class Result:
     Attributes:
         problem: name.
         num_steps, num_seeds: ints.
-        optimizers: dict of name → {"learning_rate", "grid" (of baselines, else None),
-            "loss" ``[num_seeds, num_steps]``, "seconds_per_step"}.
+        optimizers: dict of name → {"source", "learning_rate", "grid" (of "tuned" ones, else None),
+            "loss" ``[num_seeds, num_steps]``, "seconds_per_step"}. The source is "learned" (an
+            update rule), "tuned" (a baseline that was tuned here) or "given" (a Keras optimizer as
+            it came, whose "learning_rate" is None if it is a schedule).
         pictures: rows of pictures, of ``picture_rows``; empty unless the optimizees are images.
+        side: which data, "heldout" or "train".
+        has_heldout: whether the problem has data of its own for the held-out side; otherwise that
+            side is the training data.
     """
 
     problem: str
@@ -27,16 +36,27 @@ class Result:
     num_seeds: int
     optimizers: dict
     pictures: list = dataclasses.field(default_factory=list)
+    side: str = "heldout"
+    has_heldout: bool = True
+
+    @property
+    def data(self):
+        """What the optimizees were trained and measured on, in words."""
+        if self.side == "train":
+            return "training data"
+        if self.has_heldout:
+            return "held-out data"
+        return "training data (the problem has no held-out data)"
 
     @property
     def learned(self):
-        """Names of the optimizers that were not tuned here."""
-        return [name for name, o in self.optimizers.items() if o["grid"] is None]
+        """Names of the optimizers that were not tuned here: learned and given ones."""
+        return [name for name, o in self.optimizers.items() if o["source"] != "tuned"]
 
     @property
     def tuned(self):
         """Names of the tuned baselines."""
-        return [name for name, o in self.optimizers.items() if o["grid"] is not None]
+        return [name for name, o in self.optimizers.items() if o["source"] == "tuned"]
 
     def loss_sum(self, name):
         """The loss summed over the horizon, mean over seeds."""
@@ -65,8 +85,7 @@ class Result:
             self.optimizers, key=lambda n: np.nan_to_num(self.loss_sum(n), nan=np.inf)
         ):
             optimizer = self.optimizers[name]
-            rate = optimizer["learning_rate"]
-            cells = [name, "learned" if rate is None else f"{rate:.3g}"]
+            cells = [name, _rate(optimizer)]
             cells.append(_mean_and_error(optimizer["loss"].sum(axis=1)))
             cells += [
                 _mean_and_error(loss_at(optimizer["loss"], step)) for step in self.steps_to_show
@@ -75,12 +94,19 @@ class Result:
         lines = _align(rows)
         lines.insert(1, "-" * len(lines[0]))
         lines.append("")
+        fresh = "one fresh optimizee"
+        if self.num_seeds > 1:
+            fresh = f"{self.num_seeds} fresh optimizees; ± is the standard error"
+        tuned = " Baselines tuned for the loss sum on other seeds." if self.tuned else ""
+        lines.append(f"'{self.problem}' on {self.data}, {fresh}.{tuned}")
         lines.append(
-            f"'{self.problem}', {self.num_seeds} fresh optimizees; ± is the standard error. "
-            "Baselines tuned for the loss sum on other seeds."
+            "Each is trained on the very batches whose loss is reported, before the update."
         )
         for name in self.learned if self.tuned else []:
-            lines.append(f"{name}: loss sum {self.ratio(name):.2f} of the best tuned baseline's.")
+            # None of what diverged, or where a loss is not above 0.
+            if np.isfinite(self.loss_sum(name)) and min(map(self.loss_sum, self.optimizers)) > 0:
+                ratio = self.ratio(name)
+                lines.append(f"{name}: loss sum {ratio:.2f} of the best tuned baseline's.")
         return "\n".join(lines)
 
     def summary(self):
@@ -104,8 +130,11 @@ class Result:
             "problem": self.problem,
             "num_steps": self.num_steps,
             "num_seeds": self.num_seeds,
+            "side": self.side,
+            "has_heldout": self.has_heldout,
             "optimizers": {
                 name: {
+                    "source": o["source"],
                     "learning_rate": o["learning_rate"],
                     "grid": o["grid"],
                     "loss": _finite_or_none(o["loss"]),
@@ -118,70 +147,84 @@ class Result:
         }
 
     def save(self, directory):
-        """Writes ``results.json``, ``curves.png`` and, if there are any, ``pictures.png``."""
-        directory = paths.from_user("directory", directory)
+        """Writes ``results.json``, ``curves.png`` and, if there are any, ``pictures.png``.
+
+        Args:
+            directory: new or existing. Earlier results in it are replaced.
+
+        Raises:
+            FileExistsError: it has files of these names that no earlier ``save`` wrote; nothing
+                is written.
+        """
+        directory = check_directory(directory)
         os.makedirs(directory, exist_ok=True)
-        saving.write_json(self.to_json(), os.path.join(directory, "results.json"))
-        self.plot(os.path.join(directory, "curves.png"))
+        results, curves, pictures = (os.path.join(directory, file) for file in FILES)
+        saving.write_json(self.to_json(), results)
+        self.plot(curves)
         if self.pictures:
-            draw_pictures(self.pictures, os.path.join(directory, "pictures.png"))
+            draw_pictures(self.pictures, pictures)
 
     def plot(self, path):
-        """Draws the mean loss with a band of the standard error, against steps and seconds."""
-        path = paths.from_user("path", path)
-        # A figure of its own, without pyplot: no display is touched.
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
-        by_step, by_second = figure.subplots(1, 2, sharey=True)
-        names = self.learned + self.tuned
-        for index, name in enumerate(names):
-            optimizer = self.optimizers[name]
-            mean, error = optimizer["loss"].mean(axis=0), standard_error(optimizer["loss"])
-            rate = optimizer["learning_rate"]
-            label = name if rate is None else f"{name} (tuned: {rate:.3g})"
-            style = {"color": f"C{index}", "linewidth": 2.2 if rate is None else 1.2}
-            steps = np.arange(self.num_steps)
-            for axes, x in (
-                (by_step, steps),
-                (by_second, steps * optimizer["seconds_per_step"]),
-            ):
-                axes.plot(x, mean, label=label, zorder=3 if rate is None else 2, **style)
-                axes.fill_between(
-                    x, mean - error, mean + error, color=f"C{index}", alpha=0.2, linewidth=0
-                )
-        means = np.concatenate([o["loss"].mean(axis=0) for o in self.optimizers.values()])
-        finite = means[np.isfinite(means)]
-        if finite.size and finite.min() > 0:
-            by_step.set_yscale("log")
-            # What diverges leaves the picture instead of flattening the rest.
-            start = np.nanmedian([o["loss"][:, 0].mean() for o in self.optimizers.values()])
-            by_step.set_ylim(0.8 * finite.min(), min(1.5 * finite.max(), 5 * start))
-        by_step.set_xlabel("step")
-        by_second.set_xlabel("seconds, of one optimizee")
-        by_step.set_ylabel(f"loss, mean of {self.num_seeds} optimizees ± standard error")
-        for axes in (by_step, by_second):
-            axes.grid(alpha=0.3, which="both")
-        by_step.legend(loc="best")
-        figure.suptitle(f"{self.problem}: fresh optimizees on held-out data")
-        figure.savefig(path, dpi=130)
+        """Draws the mean losses, against steps and seconds, into a PNG file: ``draw_curves``."""
+        draw_curves(self, paths.from_user("path", path))
 
 
-def standard_error(losses):
-    """Standard error of the mean over seeds: ``[num_seeds, ...]`` → ``[...]``; 0 for one seed."""
-    if len(losses) < 2:
-        return np.zeros(losses.shape[1:])
-    with np.errstate(invalid="ignore"):  # inf - inf: a diverged loss has no standard error
-        return losses.std(axis=0, ddof=1) / np.sqrt(len(losses))
+def check_directory(directory):
+    """Whether ``Result.save`` may write there. Returns the path, its ``~`` expanded.
+
+    Raises:
+        TypeError: it is no path.
+        FileExistsError: it is a file, or has other files of the names that would be written.
+        PermissionError: it may not be written.
+    """
+    directory = paths.from_user("directory", directory)
+    above = directory
+    while not os.path.lexists(above):
+        above = os.path.dirname(above) or "."
+    if not os.path.isdir(above):
+        raise FileExistsError(
+            f"{directory!r} cannot be a directory for results: {above!r} is none. Choose another."
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{above!r} may not be written. Choose another directory.")
+    there = [file for file in FILES if os.path.lexists(os.path.join(directory, file))]
+    written = [os.path.join(directory, file) for file in there]
+    are_files = all(os.path.isfile(path) and not os.path.islink(path) for path in written)
+    if there and not (are_files and _is_result(os.path.join(directory, "results.json"))):
+        raise FileExistsError(
+            f"{directory!r} has {', '.join(there)}, which no earlier result of l2l_tf wrote, or "
+            "which are links; they are left as they are. Choose another directory."
+        )
+    return directory
+
+
+def _is_result(path):
+    """Whether a file is a ``results.json`` of ours."""
+    try:
+        with open(path) as file:
+            content = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return False
+    keys = {"problem", "num_steps", "num_seeds", "optimizers"}
+    return isinstance(content, dict) and keys <= set(content)
+
+
+def _rate(optimizer):
+    """The cell of a learning rate."""
+    rate, source = optimizer["learning_rate"], optimizer["source"]
+    if rate is None:
+        return source
+    return f"{rate:.3g}" + (" (given)" if source == "given" else "")
 
 
 def _mean_and_error(values):
     if not np.all(np.isfinite(values)):
         return "diverged"
     mean = values.mean()
-    digits = 2 if mean >= 10 else 4
-    number = f".{digits}f" if 1e-3 <= mean < 1e5 else ".1e"
-    return f"{mean:{number}} ± {standard_error(values):{number}}"
+    digits = 2 if abs(mean) >= 10 else 4
+    number = f".{digits}f" if mean == 0 or 1e-3 <= abs(mean) < 1e5 else ".1e"
+    error = f" ± {standard_error(values):{number}}" if len(values) > 1 else ""
+    return f"{mean:{number}}{error}"
 
 
 def _align(rows):

@@ -2,7 +2,9 @@
 
 import re
 
-from l2l_tf import update_rules
+from l2l_tf import arguments, update_rules
+from l2l_tf.problems import own_code
+from l2l_tf.update_rules import base, serialization
 
 RULES = {
     "lstm": update_rules.CoordinatewiseLSTM,
@@ -21,26 +23,33 @@ def new_rule(name, layers, seed, conv_name=None, layout=None):
     """A rule with new meta-parameters.
 
     Args:
-        name: of ``RULES``.
+        name: of ``RULES``; or "package.module:class", an ``UpdateRule`` of one's own, or in place
+            of the class a function that returns one. It gets `layers` and `seed` if its signature
+            names them.
         layers: units of each LSTM layer.
         seed: int, of the initial meta-parameters.
-        conv_name: of ``CONV_RULES``, of a rule of its own for the variables of convolutions
-            (kernels and biases; "kernelwise": kernels alone); None for none.
+        conv_name: of ``CONV_RULES`` or as `name`, of a rule of its own for the variables of
+            convolutions (kernels and biases; "kernelwise": kernels alone); None for none.
         layout: of the problem, for `conv_name`.
 
     Returns:
         The rule; with `conv_name` a ``GroupedRule``.
 
     Raises:
-        ValueError: `conv_name`, and no variable is of a convolution, or with "kernelwise" they are
-            not of one size.
+        TypeError: an argument of another kind; what one's own function returns is no rule.
+        ValueError: an unknown name, or a rule of one's own that raises or cannot be saved; or
+            `conv_name`, and no variable is of a convolution, or with "kernelwise" they are not of
+            one size.
 
     >>> layout = [("conv2d/kernel", (3, 3, 1, 8)), ("conv2d/bias", (8,)), ("dense/kernel", (8, 2))]
     >>> rule = new_rule("lstm", (4,), 0, conv_name="kernelwise", layout=layout)
     >>> rule.patterns, rule.rules[0].kernel_shape
     (['conv[^/]*/[^/]*kernel$', '.*'], (3, 3))
     """
-    rule = RULES[name](layers=layers, seed=seed)
+    arguments.instance("layers", layers, (list, tuple), "a list of numbers of units")
+    layers = tuple(arguments.integer("layers", units, 1) for units in layers)
+    arguments.integer("seed", seed)
+    rule = _make("rule", name, RULES, layers, seed)
     if conv_name is None:
         return rule
     pattern = CONV_KERNEL if conv_name == "kernelwise" else CONV
@@ -48,7 +57,7 @@ def new_rule(name, layers, seed, conv_name=None, layout=None):
     if not shapes:
         raise ValueError(
             f"A rule for convolutions needs variables whose path matches {pattern!r}. "
-            f"Received: {[variable for variable, _ in layout]}"
+            f"Received: conv_rule={conv_name!r}, for {[variable for variable, _ in layout]}"
         )
     options = {}
     if conv_name == "kernelwise":
@@ -60,11 +69,35 @@ def new_rule(name, layers, seed, conv_name=None, layout=None):
                 "for each."
             )
         options = {"kernel_shape": sizes.pop()}
-    conv_rule = CONV_RULES[conv_name](layers=layers, seed=seed, **options)
+    conv_rule = _make("conv_rule", conv_name, CONV_RULES, layers, seed, **options)
     return update_rules.GroupedRule([(pattern, conv_rule), (".*", rule)])
+
+
+def takes_layers(name):
+    """Whether the rule of this name has `layers`: all of ours do."""
+    return ":" not in name or own_code.takes(name, "layers")
 
 
 def name_of(rule):
     """The command line's name of a rule's class, or the class' own."""
     names = {cls: name for name, cls in CONV_RULES.items()}
     return names.get(type(rule), type(rule).__name__)
+
+
+def _make(argument, name, rules, layers, seed, **options):
+    arguments.text(argument, name)
+    if ":" not in name:
+        arguments.choice(argument, name, rules)
+        return rules[name](layers=layers, seed=seed, **options)
+    offered = {"layers": layers, "seed": seed}
+    rule = own_code.call(
+        "Rule", name, base.UpdateRule, "an l2l_tf.update_rules.UpdateRule", offered
+    )
+    # Now, not when the first validation saves it.
+    serialization.serialize(rule)
+    if rule.coupling == "global":
+        raise ValueError(
+            f"Rule {name!r} has coupling 'global', so it could not be saved. Expected: "
+            "'coordinate' or 'tensor'; l2l_tf.MetaTrainer trains a rule of the other kind too."
+        )
+    return rule

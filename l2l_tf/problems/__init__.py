@@ -2,9 +2,11 @@
 
 import difflib
 import functools
-import importlib
 import inspect
+import os
 
+from l2l_tf import arguments
+from l2l_tf.problems import own_code
 from l2l_tf.problems.base import Problem
 from l2l_tf.problems.cifar10 import cifar
 from l2l_tf.problems.classification import digits, mnist
@@ -61,26 +63,40 @@ def get(name, data_dir=None, **options):
     Args:
         name: one of ``names.NAMES``; or "package.module:function", a function without arguments
             that returns a ``Problem``; or an ``Ensemble`` of those, with "+" between the members
-            and "*" after a weight: "quadratic+2*rastrigin". A weight has no "+" of its own: 1e3,
-            not 1e+3.
-        data_dir: directory of TensorFlow Datasets, for the problems that read from it.
-        **options: arguments of the problem, such as `image_size` of ``NeuralStyle``.
+            and "*" after a weight above 0: "quadratic+2*rastrigin". A weight has no "+" of its
+            own: 1e3, not 1e+3.
+        data_dir: directory of TensorFlow Datasets, for the problems that read from it; with an
+            ensemble, for those of its members that do.
+        **options: arguments of the problem, such as `image_size` of ``NeuralStyle``. An ensemble
+            takes none, and neither does a function of one's own.
 
     Raises:
-        ValueError: the name is none of these; or the function cannot be found; or the problem
-            does not take an option.
+        TypeError: `name` is no string, `data_dir` no path, or the function returns no ``Problem``.
+        ValueError: the name is none of these; or the function cannot be found, or it raises; or
+            the problem does not take an option or `data_dir`.
         FileNotFoundError: the data are not there.
 
     >>> get("quadratic").layout
     [('theta', (10,))]
     """
-    if "+" in name or "*" in name:
+    arguments.instance("name", name, str, "the name of a problem")
+    if data_dir is not None:
+        arguments.instance("data_dir", data_dir, (str, os.PathLike), "a path")
+        if not reads_from_tfds(name):
+            raise ValueError(
+                f"Problem {name!r} does not take data_dir: it reads nothing from TensorFlow "
+                f"Datasets. Expected: None, or one of {', '.join(sorted(_READ_FROM_TFDS))}. "
+                f"Received: data_dir={os.fspath(data_dir)!r}"
+            )
+    if _is_sum(name):
+        _check_options(name, options, {})
         pairs = terms(name)
-        problems = {member: get(member, data_dir) for member in dict(pairs)}  # read each once
+        data_dirs = {member: data_dir if reads_from_tfds(member) else None for member, _ in pairs}
+        problems = {member: get(member, path) for member, path in data_dirs.items()}  # each once
         return Ensemble([(problems[member], weight) for member, weight in pairs])
     if ":" in name:
         _check_options(name, options, {})
-        return _from_function(name)
+        return own_code.call("Problem", name, Problem, "an l2l_tf.problems.Problem")
     names = sorted([*_BUILT_IN, *_READ_FROM_TFDS])
     if name not in names:
         near = difflib.get_close_matches(name, names, n=2)
@@ -94,6 +110,16 @@ def get(name, data_dir=None, **options):
     return make(**options)
 
 
+def reads_from_tfds(name):
+    """Whether the problem of this name, or a member of the ensemble, takes `data_dir`."""
+    members = [member for member, _ in terms(name)] if _is_sum(name) else [name]
+    return any(member in _READ_FROM_TFDS for member in members)
+
+
+def _is_sum(name):
+    return "+" in name or "*" in name
+
+
 def _check_options(name, options, expected):
     unknown = [option for option in options if option not in expected]
     if unknown:
@@ -101,20 +127,3 @@ def _check_options(name, options, expected):
             f"Problem {name!r} does not take {', '.join(unknown)}. Expected: "
             + (f"some of {', '.join(expected)}." if expected else "no options.")
         )
-
-
-def _from_function(name):
-    module, _, function = name.partition(":")
-    try:
-        problem = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"Problem {name!r}: expected 'package.module:function' with an importable module that "
-            f"has the function. Received: {error}"
-        ) from error
-    if not isinstance(problem, Problem):
-        raise ValueError(
-            f"Problem {name!r} must return an l2l_tf.problems.Problem. "
-            f"Received: {type(problem).__name__}"
-        )
-    return problem

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.problems.keras_problem import KerasProblem
 from l2l_tf.problems.tfds_images import load_tfds
 
@@ -25,10 +26,13 @@ def cifar(data_dir=None, labels=range(NUM_LABELS), name="cifar10"):
         name: of the problem, for tables.
 
     Raises:
+        TypeError: `labels` are not integers.
         ValueError: `labels` are not different numbers from 0 to 9, or less than two.
         FileNotFoundError: `data_dir` does not hold the data, and there is no network.
     """
-    labels = list(labels)
+    arguments.text("name", name)
+    arguments.instance("labels", labels, (list, tuple, range, np.ndarray), "a list of integers")
+    labels = [arguments.integer("labels", label) for label in labels]
     if len(labels) < 2 or len(set(labels)) < len(labels) or set(labels) - set(range(NUM_LABELS)):
         raise ValueError(
             f"`labels` must be two or more different integers from 0 to {NUM_LABELS - 1}. "

@@ -5,6 +5,7 @@ import sklearn.datasets
 import sklearn.model_selection
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.problems.keras_problem import KerasProblem
 from l2l_tf.problems.tfds_images import load_tfds
 
@@ -52,7 +53,15 @@ def mnist(data_dir=None, hidden=(20,), activation="sigmoid", name="mnist"):
         hidden: units of each hidden layer.
         activation: of the hidden layers.
         name: of the problem, for tables.
+
+    Raises:
+        TypeError, ValueError: `hidden` are no positive integers, or `activation` is none of Keras'.
+        FileNotFoundError: `data_dir` does not hold the data, and there is no network.
     """
+    arguments.text("name", name)
+    arguments.instance("hidden", hidden, (list, tuple), "a list of numbers of units")
+    hidden = [arguments.integer("hidden", units, 1) for units in hidden]
+    keras.activations.get(activation)  # Fails now and clearly, if it is none.
     train, heldout = load_tfds("mnist", ["train", "test"], data_dir)
     return KerasProblem(
         build_model=lambda: perceptron((28, 28, 1), 1 / 255, hidden, activation),

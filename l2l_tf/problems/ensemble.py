@@ -1,9 +1,12 @@
 """Ensemble: several problems as one, their losses weighted and summed."""
 
 import math
+import numbers
+import reprlib
 
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.problems import base
 
 
@@ -14,14 +17,15 @@ class Ensemble(base.Problem):
     its own, and each of its gradients comes times its weight.
 
     Args:
-        members: list of pairs ``(problem, weight)``: a ``Problem`` and a finite number. The
+        members: list of pairs ``(problem, weight)``: a ``Problem`` and a number above 0 (a member
+            of weight 0 would not be trained, one of a negative weight would be maximized). The
             tensors of member i are called ``"<i>/<problem's name>/<tensor's name>"``.
         name: of the problem, for tables. None takes the sum that the command line takes, such as
             "quadratic+2*rastrigin".
 
     Raises:
-        ValueError: no members, a weight is not finite, or the members' dtypes differ.
-        TypeError: a member is not such a pair.
+        ValueError: no members, a weight is not finite and above 0, or the members' dtypes differ.
+        TypeError: `members` is no list, or a member is not such a pair.
 
     >>> from l2l_tf.problems import Quadratic, Rastrigin
     >>> problem = Ensemble([(Quadratic(10), 1.0), (Rastrigin(2), 0.5)])
@@ -32,6 +36,7 @@ class Ensemble(base.Problem):
     """
 
     def __init__(self, members, name=None):
+        arguments.instance("members", members, (list, tuple), "a list of pairs (problem, weight)")
         self.members = [_checked(member) for member in members]
         if not self.members:
             raise ValueError(
@@ -44,10 +49,12 @@ class Ensemble(base.Problem):
                 f"The members of an ensemble must be of one dtype. Received: {', '.join(dtypes)}"
             )
         self.dtype = dtypes[0]
-        self.name = name or "+".join(
-            problem.name if weight == 1 else f"{weight:g}*{problem.name}"
-            for problem, weight in self.members
-        )
+        if name is None:
+            name = "+".join(
+                problem.name if weight == 1 else f"{weight:g}*{problem.name}"
+                for problem, weight in self.members
+            )
+        self.name = arguments.text("name", name)
         self.layout = [
             (f"{index}/{problem.name}/{tensor}", shape)
             for index, problem in enumerate(problems)
@@ -91,7 +98,7 @@ def terms(text):
         List of pairs ``(name, weight)``.
 
     Raises:
-        ValueError: a name is empty, or a weight is not a finite number.
+        ValueError: a name is empty, or a weight is not a finite number above 0.
 
     >>> terms("quadratic+2*rastrigin")
     [('quadratic', 1.0), ('rastrigin', 2.0)]
@@ -103,10 +110,10 @@ def terms(text):
             value = float(weight) if star else 1.0
         except ValueError:
             value = math.nan
-        if not name.strip() or not math.isfinite(value):
+        if not name.strip() or not 0.0 < value < math.inf:
             raise ValueError(
                 f"Ensemble {text!r}: expected names of problems with '+' between, each alone or "
-                f"after a finite weight and '*', such as 'quadratic+2*rastrigin'. "
+                f"after a finite weight above 0 and '*', such as 'quadratic+2*rastrigin'. "
                 f"Received the member: {term!r}"
             )
         pairs.append((name.strip(), value))
@@ -114,17 +121,23 @@ def terms(text):
 
 
 def _checked(member):
-    try:
-        problem, weight = member
-        weight = float(weight)
-    except (TypeError, ValueError):
-        problem = None
-    if not isinstance(problem, base.Problem):
+    """A member as a pair ``(Problem, float)``."""
+    is_pair = (
+        isinstance(member, list | tuple)
+        and len(member) == 2
+        and isinstance(member[0], base.Problem)
+        and isinstance(member[1], numbers.Real)
+        and not isinstance(member[1], bool)
+    )
+    if not is_pair:
         raise TypeError(
-            f"Each member of an ensemble must be a pair (Problem, number). Received: {member!r}"
+            "Each member of an ensemble must be a pair (Problem, number). "
+            f"Received: {reprlib.repr(member)}"
         )
-    if not math.isfinite(weight):
+    problem, weight = member
+    if not 0.0 < weight < math.inf:
         raise ValueError(
-            f"The weight of a member must be finite. Received: {weight} for '{problem.name}'"
+            "The weight of a member must be above 0 and finite. "
+            f"Received: {weight} for '{problem.name}'"
         )
-    return problem, weight
+    return problem, float(weight)

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.problems import base
 
 
@@ -15,13 +16,9 @@ class FunctionProblem(base.Problem):
     vectorized = True
 
     def __init__(self, num_dimensions, initial_scale):
-        if num_dimensions < 1:
-            raise ValueError(
-                f"`num_dimensions` must be positive. Received: num_dimensions={num_dimensions}"
-            )
-        self.num_dimensions = num_dimensions
-        self.initial_scale = initial_scale
-        self.layout = [("theta", (num_dimensions,))]
+        self.num_dimensions = arguments.integer("num_dimensions", num_dimensions, 1)
+        self.initial_scale = arguments.real("initial_scale", initial_scale, minimum=0)
+        self.layout = [("theta", (self.num_dimensions,))]
 
     def sample_coefficients(self, seed):
         raise NotImplementedError
@@ -89,8 +86,8 @@ class Lasso(FunctionProblem):
 
     def __init__(self, num_dimensions=10, num_observations=5, regularization=0.005):
         super().__init__(num_dimensions, initial_scale=1.0)
-        self.num_observations = num_observations
-        self.regularization = regularization
+        self.num_observations = arguments.integer("num_observations", num_observations, 1)
+        self.regularization = arguments.real("regularization", regularization, minimum=0)
 
     def sample_coefficients(self, seed):
         m, n = self.num_observations, self.num_dimensions
@@ -113,7 +110,7 @@ class Rastrigin(FunctionProblem):
 
     def __init__(self, num_dimensions=2, amplitude=10.0):
         super().__init__(num_dimensions, initial_scale=1.0)
-        self.amplitude = amplitude
+        self.amplitude = arguments.real("amplitude", amplitude, minimum=0)
 
     def sample_coefficients(self, seed):
         n = self.num_dimensions
@@ -144,10 +141,7 @@ class Simple(base.Problem):
     vectorized = True
 
     def __init__(self, num_variables=1):
-        if num_variables < 1:
-            raise ValueError(
-                f"`num_variables` must be positive. Received: num_variables={num_variables}"
-            )
+        arguments.integer("num_variables", num_variables, 1)
         self.name = "simple" if num_variables == 1 else "simple-multi"
         names = ["x"] if num_variables == 1 else [f"x_{i}" for i in range(num_variables)]
         self.layout = [(name, ()) for name in names]

@@ -8,6 +8,7 @@ import numpy as np
 import sklearn.datasets
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.problems import base
 from l2l_tf.problems.photographs import Photograph
 from l2l_tf.problems.vgg19 import vgg19
@@ -53,12 +54,15 @@ class NeuralStyle(base.Problem):
         style_layers, content_layer: names of VGG19's convolutions.
         content_weight, style_weight, variation_weight: α, β, γ.
         num_crops: crops of the training photographs in all, the same number (±1) of each and at
-            least one. Their features are kept: 64 MB at 64×64 pixels, four times that at 128×128.
+            least one of each. Their features are kept: 64 MB at 64×64 pixels, four times that at
+            128×128.
         initial_scale: standard deviation of θ_0.
 
     Raises:
         FileNotFoundError: an image or the weights are missing.
-        ValueError: an image cannot be read or is too small, or the weights lack a layer.
+        ValueError: an image cannot be read or is too small, the weights lack a layer, or a number
+            is out of range.
+        TypeError: an argument of another kind.
 
     Example, of a network that is too small to be of use::
 
@@ -90,11 +94,28 @@ class NeuralStyle(base.Problem):
         num_crops=256,
         initial_scale=0.2,
     ):
-        if not isinstance(image_size, int) or image_size < MIN_IMAGE_SIZE:
+        image_size = arguments.integer("image_size", image_size)
+        if image_size < MIN_IMAGE_SIZE:
             raise ValueError(
                 f"`image_size` must be {MIN_IMAGE_SIZE} pixels at least. "
-                f"Received: image_size={image_size!r}"
+                f"Received: image_size={image_size}"
             )
+        num_crops = arguments.integer("num_crops", num_crops, 1)
+        initial_scale = arguments.real("initial_scale", initial_scale, minimum=0)
+        loss_weights = [
+            arguments.real("content_weight", content_weight, minimum=0),
+            arguments.real("style_weight", style_weight, minimum=0),
+            arguments.real("variation_weight", variation_weight, minimum=0),
+        ]
+        if not any(loss_weights):
+            raise ValueError(
+                "One of `content_weight`, `style_weight` and `variation_weight` must be above 0. "
+                "Received: 0 for all"
+            )
+        style_layers = _list("style_layers", style_layers, "names of layers")
+        for layer in style_layers:
+            arguments.text("style_layers", layer)
+        arguments.text("content_layer", content_layer)
         if heldout_content is None:
             heldout_content = [_PHOTOGRAPHS / "flower.jpg"] if content is None else content
         content = [_PHOTOGRAPHS / "china.jpg"] if content is None else content
@@ -111,7 +132,7 @@ class NeuralStyle(base.Problem):
             "vgg19": _fingerprint(network),
             "style_layers": list(style_layers),
             "content_layer": content_layer,
-            "loss_weights": [content_weight, style_weight, variation_weight],
+            "loss_weights": loss_weights,
             "num_crops": num_crops,
             "initial_scale": initial_scale,
         }
@@ -193,9 +214,14 @@ def _relative_distance(values, target):
 
 
 def _photographs(argument, sources, min_size):
-    if not isinstance(sources, list | tuple) or not sources:
-        raise ValueError(f"`{argument}` must be a list of images. Received: {sources!r}")
-    return [Photograph(source, min_size) for source in sources]
+    return [Photograph(source, min_size) for source in _list(argument, sources, "images")]
+
+
+def _list(argument, values, what):
+    """A list that is not empty: a string would be a list of letters."""
+    if not isinstance(values, list | tuple) or not values:
+        raise ValueError(f"`{argument}` must be a list of {what}. Received: {values!r}")
+    return list(values)
 
 
 def _fingerprint(network):

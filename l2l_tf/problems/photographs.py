@@ -6,6 +6,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf import arguments
+
 
 class Photograph:
     """An image in memory.
@@ -28,10 +30,13 @@ class Photograph:
     """
 
     def __init__(self, source, min_size=1):
+        arguments.integer("min_size", min_size, 1)
         if isinstance(source, str | os.PathLike):
             path = os.path.expanduser(os.fspath(source))
             name, content, self.pixels = os.path.basename(path), *_read(path)
         else:
+            what = "a path or a uint8 array [height, width, 3]"
+            arguments.instance("image", source, (np.ndarray, tf.Tensor), what)
             name, self.pixels = "array", np.asarray(source)
             content = self.pixels.tobytes()
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:

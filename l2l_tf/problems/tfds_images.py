@@ -4,6 +4,7 @@ import os
 
 import tensorflow_datasets as tfds
 
+from l2l_tf import arguments
 from l2l_tf.problems.online import is_online
 
 
@@ -13,10 +14,15 @@ def load_tfds(name, splits, data_dir):
     Without the data and without a network, TFDS itself retries for minutes before it fails.
 
     Raises:
+        TypeError: `data_dir` is no path.
+        NotADirectoryError: `data_dir` is a file.
         FileNotFoundError: the data are not in `data_dir`, and there is no network to get them.
     """
     if data_dir is not None:
-        data_dir = os.path.expanduser(data_dir)
+        arguments.instance("data_dir", data_dir, (str, os.PathLike), "a path")
+        data_dir = os.path.expanduser(arguments.text("data_dir", os.fspath(data_dir)))
+        if os.path.isfile(data_dir):
+            raise NotADirectoryError(f"data_dir={data_dir!r} is a file. Expected a directory.")
     builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared() and not is_online():
         raise FileNotFoundError(

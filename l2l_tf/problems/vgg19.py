@@ -2,10 +2,12 @@
 
 import difflib
 import os
+import zipfile
 
 import keras
 import numpy as np
 
+from l2l_tf import arguments
 from l2l_tf.problems.online import is_online
 
 _BLOCKS = (2, 2, 4, 4, 4)  # convolutions in each; a pooling stands before the next
@@ -33,7 +35,9 @@ def vgg19(layers, weights=None):
         ValueError: a layer is unknown, or the file lacks it, or its arrays do not fit.
         FileNotFoundError: no such file; or no weights to be had, and no network.
     """
+    arguments.instance("layers", layers, (list, tuple), "a list of names of layers")
     for layer in layers:
+        arguments.text("layer", layer)
         if layer not in LAYERS:
             near = difflib.get_close_matches(layer, LAYERS, n=1)
             raise ValueError(
@@ -49,6 +53,7 @@ def vgg19(layers, weights=None):
 
 
 def _from_file(path, layers):
+    arguments.instance("weights", path, (str, os.PathLike), "a path of a .npz file")
     path = os.path.expanduser(os.fspath(path))
     if not os.path.isfile(path):
         raise FileNotFoundError(
@@ -84,7 +89,7 @@ def _read(path, layers):
             missing = [name for name in names if name not in file]
             if not missing:
                 return {name: file[name] for name in names}
-    except (ValueError, EOFError, AttributeError, TypeError) as error:
+    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path!r} cannot be read as a .npz file of VGG19 weights.") from error
     raise ValueError(
         f"{path!r} lacks {', '.join(missing)}. Expected the weights of all layers from "
