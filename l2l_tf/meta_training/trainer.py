@@ -276,6 +276,9 @@ class MetaTrainer(keras.Model):
         any_bad = tf.reduce_any(is_bad)
         # Finite losses with a meta-gradient that is not: no step to name.
         gradients_bad = ~tf.math.is_finite(tf.linalg.global_norm(gradients))
-        place = tf.stack([data["episode"][optimizee], tf.where(any_bad, step, -1)])
+        # Not a slice: where its index is computed, XLA takes what that is computed from (losses, so
+        # parameters and batches) for constants, and compiles anew for each new value of them.
+        episode = tf.gather(data["episode"], optimizee)
+        place = tf.stack([episode, tf.where(any_bad, step, -1)])
         self.divergence.assign(tf.where(any_bad | gradients_bad, place, self.divergence))
         return ~(any_bad | gradients_bad)
