@@ -11,7 +11,8 @@ import tensorflow as tf
 from l2l_tf import update_rules
 from l2l_tf.evaluation.learning_curves import Arena
 from l2l_tf.meta_training.episodes import episode_seed, windows
-from l2l_tf.problems import KerasProblem, base, datasets, keras_hooks
+from l2l_tf.meta_training.trainer import MetaTrainer
+from l2l_tf.problems import Ensemble, KerasProblem, base, datasets, keras_hooks
 
 SEED, OTHER = tf.constant([1, 2], tf.int64), tf.constant([1, 3], tf.int64)
 layers = keras.layers
@@ -512,3 +513,33 @@ def test_problems_of_ones_own_are_checked_once():
 def test_arguments_of_another_kind(kwargs):
     with pytest.raises((TypeError, ValueError), match=f"`{next(iter(kwargs))}` must be"):
         problem(**kwargs)
+
+
+def test_what_acts_between_steps_is_named_by_meta_training_and_ensembles():
+    rule = update_rules.CoordinatewiseLSTM((4,), seed=0)
+    for key, (build_model, _) in BETWEEN_STEPS.items():
+        problem_ = problem(build_model)
+        makers = (
+            lambda p=problem_: MetaTrainer(rule, p, 2, 4),
+            lambda p=problem_: Ensemble([(p, 1.0)]),
+        )
+        for make in makers:
+            if key == "nothing":
+                make()
+                continue
+            with pytest.raises(ValueError, match="act from step to step") as caught:
+                make()
+            assert problem_.acts_between_steps[0] in str(caught.value)
+
+
+def test_functions_within_a_model_are_meta_trained_through():
+    problem_ = problem(lambda: keras.Sequential([keras.Input([8]), Function(), layers.Dense(1)]))
+    rule = update_rules.CoordinatewiseLSTM((4,), zero_head=False, seed=0)
+    trainer = MetaTrainer(rule, problem_, 5, 10)
+    trainer.compile(keras.optimizers.Adam(0.01))
+    trainer.fit(trainer.dataset(0, 2), verbose=0)
+    # In another graph the very same losses as in the unroll.
+    arena = Arena(problem_, num_steps=3)
+    (by_unroll,) = arena.losses(arena.runner(update_rules.SGD(0.1)), "report", 1)
+    given = arena.runner(keras.optimizers.SGD(0.1))
+    np.testing.assert_allclose(by_unroll, arena.losses(given, "report", 1)[0], rtol=1e-5)

@@ -256,6 +256,39 @@ def test_second_derivatives_equal_finite_differences():
     assert np.linalg.norm(first_order[0] - exact[0]) > 1e-3 * np.linalg.norm(exact[0])
 
 
+def test_meta_gradient_checks_its_arguments():
+    problem, rule = problems.Quadratic(), lstm()
+    parameters, (batches,) = episode(problem)
+    state = initial_state(rule, problem.layout, 2)
+    kwargs = {"num_steps": NUM_STEPS, "segment_length": SEGMENT}
+    trajectory = unroll(rule, problem, parameters, state, batches, **kwargs)
+    weights = tf.ones_like(trajectory.losses)
+    unrecorded = trajectory._replace(gradients=None)
+
+    def call(rule=rule, layout=problem.layout, trajectory=trajectory, weights=weights, **options):
+        return meta_gradient(rule, layout, trajectory, weights, **options)
+
+    for error, message, options in (
+        (TypeError, "`rule` must be an UpdateRule", {"rule": "adam"}),
+        (TypeError, "`trajectory` must be what unroll", {"trajectory": trajectory.gradients}),
+        (ValueError, "record=True", {"trajectory": unrecorded}),
+        (ValueError, "10 coordinates. Received: 2", {"layout": problems.Simple(2).layout}),
+        (
+            ValueError,
+            r"`weights` must .*\(7, 2\). Received: shape \(7,\)",
+            {"weights": weights[:, 0]},
+        ),
+        (ValueError, "`backward_fraction` must be", {"backward_fraction": 0.0}),
+        (TypeError, "`backward_fraction` must be", {"backward_fraction": "x"}),
+        (ValueError, "`chunk_size` must be", {"chunk_size": -1}),
+        (TypeError, "`chunk_size` must be", {"chunk_size": 10.0}),
+        (ValueError, r"`seed` must be .*\[2\]", {"backward_fraction": 0.5, "seed": 3}),
+    ):
+        with pytest.raises(error, match=message):
+            call(**options)
+    assert len(call(backward_fraction=0.5, seed=(1, 2))) == len(rule.trainable_variables)
+
+
 def test_strands_side_by_side_equal_one(monkeypatch):
     problem, rule = conftest.keras_problem(), rnnprop()
     parameters, (batches,) = episode(problem)

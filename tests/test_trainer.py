@@ -1,3 +1,5 @@
+import itertools
+import math
 import os
 import pathlib
 import shutil
@@ -14,7 +16,7 @@ from l2l_tf import saving, update_rules
 from l2l_tf.meta_training.callbacks import KeepBestRule
 from l2l_tf.meta_training.run import meta_train
 from l2l_tf.meta_training.trainer import MetaTrainer
-from l2l_tf.problems import Quadratic
+from l2l_tf.problems import Quadratic, Simple
 
 
 def rule():
@@ -155,6 +157,410 @@ def test_bad_rules_and_numbers_of_episodes():
         MetaTrainer(update_rules.SGD(), Quadratic())
     with pytest.raises(ValueError, match="num_episodes=3, meta_batch_size=2"):
         trainer(meta_batch_size=2).dataset(0, 3)
+
+
+def first_difference(a, b):
+    """Of two trainers: rule, meta-optimizer and carry, bit for bit; None if there is none."""
+    for name, of_a, of_b in (
+        ("rule", a.rule.weights, b.rule.weights),
+        ("optimizer", a.optimizer.variables, b.optimizer.variables),
+        ("episode", [a.episode], [b.episode]),
+        ("carry", a._carry or [], b._carry or []),
+    ):
+        if any((x.numpy() != y.numpy()).any() for x, y in zip(of_a, of_b, strict=True)):
+            return name
+    return None
+
+
+def compiled(credit="segment", **options):
+    trainer_ = trainer(credit=credit, meta_batch_size=2, **options)
+    trainer_.compile(optimizer=keras.optimizers.Adam(0.01))
+    return trainer_
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopAt(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise Stopped
+
+
+@pytest.mark.parametrize("credit", ["segment", "episode"])
+def test_backup_and_restore_resumes_to_the_same_rule(credit, tmp_path):
+    whole, first, second = (compiled(credit) for _ in range(3))
+    whole.fit(whole.dataset(0, 4), epochs=4, verbose=0)
+    callbacks = [keras.callbacks.BackupAndRestore(tmp_path / "backup"), StopAt()]
+    with pytest.raises(Stopped):
+        first.fit(first.dataset(0, 4), epochs=4, verbose=0, callbacks=callbacks)
+    second.fit(second.dataset(0, 4), epochs=4, verbose=0, callbacks=callbacks[:1])
+    assert whole.episode.numpy() == 16
+    assert first_difference(second, whole) is None
+
+
+def test_weights_saved_within_an_episode_resume_in_it(tmp_path):
+    whole, first, second = (compiled() for _ in range(3))
+    windows = list(whole.dataset(0, 4))
+    assert [int(w["window"][0]) for w in windows] == [0, 1, 0, 1]
+    for window in windows:
+        whole.train_on_batch(window)
+    for window in windows[:3]:
+        first.train_on_batch(window)
+    first.save_weights(tmp_path / "a.weights.h5")
+    second.load_weights(tmp_path / "a.weights.h5")
+    assert first_difference(second, first) is None
+    assert first_difference(second, whole) == "rule"
+    second.train_on_batch(windows[3])
+    assert first_difference(second, whole) is None
+
+
+def test_a_checkpoint_of_the_weights_resumes(tmp_path):
+    whole, first, second = (compiled("episode") for _ in range(3))
+    whole.fit(whole.dataset(0, 4), epochs=2, verbose=0)
+    path = tmp_path / "{epoch}.weights.h5"
+    callback = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    first.fit(first.dataset(0, 4), verbose=0, callbacks=[callback])
+    second.load_weights(tmp_path / "1.weights.h5")
+    second.fit(second.dataset(0, 4), verbose=0)
+    assert first_difference(second, whole) is None
+
+
+def test_weights_of_another_trainer_are_refused(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    compiled().save_weights(path)
+    with pytest.raises(ValueError, match="not of such a MetaTrainer"):
+        compiled("episode").load_weights(path)
+    # A file of an earlier version has no episode.
+    no_episode = compiled()
+    no_episode.save_own_variables = lambda store: None
+    no_episode.save_weights(path)
+    other = compiled()
+    other.episode.assign(6)
+    with pytest.warns(UserWarning, match="goes on from episode 6"):
+        other.load_weights(path)
+
+
+def test_what_cannot_be_saved_is_said_before_training(tmp_path):
+    trainer_ = compiled()
+    refused = {
+        "save_weights_only=True": [keras.callbacks.ModelCheckpoint(tmp_path / "a.keras")],
+        "Received: save_freq=2": keras.callbacks.BackupAndRestore(tmp_path, save_freq=2),
+    }
+    for message, callbacks in refused.items():
+        with pytest.raises(ValueError, match=message):
+            trainer_.fit(trainer_.dataset(0, 4), callbacks=callbacks, verbose=0)
+    with pytest.raises(ValueError, match="steps_per_epoch=3"):
+        callbacks = [keras.callbacks.BackupAndRestore(tmp_path)]
+        trainer_.fit(trainer_.dataset(0, 4), callbacks=callbacks, steps_per_epoch=3, verbose=0)
+    with pytest.raises(TypeError, match="`callbacks` must be Keras callbacks.*'backup'"):
+        trainer_.fit(trainer_.dataset(0, 4), callbacks="backup", verbose=0)
+    assert trainer_.episode.numpy() == 0
+    for name in ("a.keras", "a.h5"):
+        for save in (trainer_.save, lambda path: keras.saving.save_model(trainer_, path)):
+            with pytest.raises(NotImplementedError, match=r"l2l_tf.save\(trainer.rule, path\)"):
+                save(tmp_path / name)
+    with pytest.raises(NotImplementedError, match="save_weights"):
+        trainer_.get_config()
+
+
+def test_the_other_callbacks_of_keras(tmp_path):
+    trainer_ = trainer()
+    trainer_.compile(keras.optimizers.Adam(0.01, use_ema=True))
+    seen = []
+    weights_by_epoch = []
+    kc = keras.callbacks
+    callbacks = [
+        # Each epoch counts as worse than the first, whose weights are to come back.
+        kc.EarlyStopping("epoch_index", patience=3, mode="min", restore_best_weights=True),
+        kc.ReduceLROnPlateau("epoch_index", factor=0.5, patience=1, mode="min"),
+        kc.LearningRateScheduler(lambda epoch, rate: 0.01 if epoch == 0 else rate),
+        kc.TerminateOnNaN(),
+        kc.CSVLogger(str(tmp_path / "log.csv")),
+        kc.TensorBoard(tmp_path / "logs", histogram_freq=1, update_freq="batch"),
+        kc.SwapEMAWeights(),
+        kc.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(sorted(logs))),
+    ]
+
+    class EpochIndex(kc.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["epoch_index"] = epoch
+            weights_by_epoch.append([w.numpy() for w in trainer_.rule.weights])
+
+    history = trainer_.fit(
+        trainer_.dataset(0, 4),
+        epochs=6,
+        validation_data=trainer_.validation_dataset(0, 2),
+        callbacks=[EpochIndex(), *callbacks],
+        verbose=0,
+    ).history
+    assert len(history["loss"]) == 4  # stopped early
+    assert history["learning_rate"][-1] == pytest.approx(0.00125)
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
+    assert list((tmp_path / "logs" / "train").iterdir())
+    assert {"loss", "val_loss", "val_final_loss", "inner_steps_per_second"} <= set(seen[0])
+    for restored, first in zip(trainer_.rule.weights, weights_by_epoch[0], strict=True):
+        np.testing.assert_array_equal(restored, first)
+
+
+FOREIGN = {
+    "other num_steps": lambda own: trainer(num_steps=20).dataset(0, 4),
+    "same shapes": lambda own: trainer().dataset(0, 4),
+    "for validation": lambda own: own.validation_dataset(0, 4),
+    "changed": lambda own: own.dataset(0, 4).map(lambda e: {**e, "batches": 0}),
+    "of a user": lambda own: tf.data.Dataset.from_tensors((tf.zeros([2]), tf.zeros([2]))),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_data_of_others_are_refused(name):
+    own = trainer()
+    own.compile("adam")
+    with pytest.raises(ValueError, match="`dataset` must be what dataset.* of this MetaTrainer"):
+        own.fit(FOREIGN[name](own), verbose=0)
+    other = own.dataset(0, 4) if name == "for validation" else FOREIGN[name](own)
+    message = "must be what validation_dataset.* of this MetaTrainer"
+    with pytest.raises(ValueError, match=message):
+        own.fit(own.dataset(0, 4), validation_data=other, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        own.evaluate(other, verbose=0)
+    assert own.episode.numpy() == 0
+
+
+def test_arrays_are_refused_and_parts_of_own_data_are_not():
+    own = trainer()
+    own.compile("adam")
+    with pytest.raises(TypeError, match="`dataset` must be what dataset"):
+        own.fit(np.zeros([4, 2]), verbose=0)
+    with pytest.raises(TypeError, match="`validation_data` must be"):
+        own.fit(own.dataset(0, 4), validation_data=(np.zeros(2), np.zeros(2)), verbose=0)
+    own.fit(own.dataset(0, 8).take(4).prefetch(1), verbose=0)
+    assert own.episode.numpy() == 2
+    with pytest.raises(ValueError, match="compile"):
+        trainer_ = trainer()
+        trainer_.fit(trainer_.dataset(0, 4), verbose=0)
+
+
+def test_compile_takes_an_optimizer_alone():
+    for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+        with pytest.raises(ValueError, match=f"takes no `{name}`.*objective"):
+            trainer().compile("adam", **{name: ["mae"]})
+    with pytest.raises(TypeError, match="`optimizer` must be a Keras optimizer"):
+        trainer().compile(None)
+    with pytest.raises(ValueError, match="mixed precision"):
+        trainer().compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()))
+    optimizer = keras.optimizers.Adam()
+    trainer().compile(optimizer)
+    with pytest.raises(ValueError, match="built for other variables"):
+        trainer().compile(optimizer)
+
+
+def test_second_derivatives_and_jit_compile():
+    trainer_ = trainer(second_derivatives=True)
+    with pytest.raises(ValueError, match="XLA cannot compile.*'quadratic'"):
+        trainer_.compile("adam", jit_compile=True)
+    # As with a GPU, where Keras' "auto" is True.
+    trainer_._resolve_auto_jit_compile = lambda: True
+    trainer_.compile("adam")
+    assert not trainer_.jit_compile
+    first_order = trainer()
+    first_order._resolve_auto_jit_compile = lambda: True
+    first_order.compile("adam")
+    assert first_order.jit_compile
+
+
+def test_keras_dtype_policy_changes_nothing():
+    weights = []
+    for policy in ("float32", "mixed_float16", "float64"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            trainer_ = trainer()
+            trainer_.compile(keras.optimizers.SGD(0.01))
+            trainer_.fit(trainer_.dataset(0, 2), verbose=0)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        weights.append(np.concatenate([w.numpy().ravel() for w in trainer_.rule.weights]))
+    np.testing.assert_array_equal(weights[0], weights[1])
+    np.testing.assert_array_equal(weights[0], weights[2])
+
+
+def test_several_steps_an_execution(monkeypatch):
+    """The rate counts all steps; the place of a divergence is that of the first."""
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr("l2l_tf.meta_training.callbacks.time", clock)
+    trainer_ = trainer()
+    trainer_.compile("adam", steps_per_execution=2)
+    history = trainer_.fit(trainer_.dataset(0, 4), verbose=0).history
+    # Eight windows of five steps in four executions, at ticks 0, 1, 2, 3; the first is not counted.
+    assert history["inner_steps_per_second"] == [6 * 5 / 3]
+
+    trainer_ = trainer(NegativeLoss(), objective="log")
+    trainer_.compile("adam", steps_per_execution=4)
+    with pytest.raises(FloatingPointError, match="in episode 0, at its end"):
+        trainer_.fit(trainer_.dataset(0, 4), verbose=0)
+
+
+WRONG_KINDS = {
+    "rule": ["adam", update_rules.CoordinatewiseLSTM, 3],
+    "problem": ["mnist", Quadratic, conftest.mlp, None],
+    "unroll_length": [5.0, "5", None, True],
+    "num_steps": [10.0, "10", None],
+    "meta_batch_size": [1.5, True],
+    "credit": [None, 1],
+    "objective": [3, None],
+    "backward_fraction": ["x", None, True],
+    "second_derivatives": [1, None],
+    "chunk_size": [1.5, "x"],
+}
+OUT_OF_RANGE = {
+    "unroll_length": [0, -5],
+    "num_steps": [0, -10],
+    "meta_batch_size": [0, -1],
+    "credit": ["x"],
+    "objective": ["x"],
+    "backward_fraction": [math.nan, math.inf, -0.5, 1.5],
+    "chunk_size": [0, -1],
+}
+
+
+@pytest.mark.parametrize(
+    "error, name, value",
+    [
+        (error, name, value)
+        for error, cases in ((TypeError, WRONG_KINDS), (ValueError, OUT_OF_RANGE))
+        for name, values in cases.items()
+        for value in values
+    ],
+)
+def test_every_argument_is_checked(error, name, value):
+    arguments = {"rule": rule(), "problem": Quadratic(), "unroll_length": 5, "num_steps": 10}
+    with pytest.raises(error, match=f"`{name}` must be .*{name}="):
+        MetaTrainer(**{**arguments, name: value})
+
+
+def test_a_name_or_class_gets_a_hint():
+    with pytest.raises(TypeError, match=r"l2l_tf.problems.get\('mnist'\).*KerasProblem"):
+        MetaTrainer(rule(), "mnist")
+    with pytest.raises(TypeError, match=r"make an instance, Quadratic\(...\)"):
+        MetaTrainer(rule(), Quadratic)
+    with pytest.raises(TypeError, match="l2l_tf.load"):
+        MetaTrainer("mnist", Quadratic())
+
+
+@pytest.mark.parametrize("method", ["dataset", "validation_dataset"])
+def test_numbers_of_episodes_and_seeds(method):
+    make = getattr(trainer(), method)
+    for num_episodes in (0, -2):
+        with pytest.raises(ValueError, match="`num_episodes` must be"):
+            make(0, num_episodes)
+    for num_episodes in (2.0, "2", None):
+        with pytest.raises(TypeError, match="`num_episodes` must be"):
+            make(0, num_episodes)
+    for seed in (0.5, "0", None, [0, 1]):
+        with pytest.raises(TypeError, match="`seed` must be"):
+            make(seed, 2)
+    for seed in (2**63, -(2**63) - 1):
+        with pytest.raises(ValueError, match="`seed` must be .* 64 bits"):
+            make(seed, 2)
+    with pytest.raises(ValueError, match="less than 2.63 steps"):
+        make(0, 2**62)
+    assert "parameters" in next(iter(make(np.int64(-3), np.int32(2))))
+
+
+@pytest.mark.parametrize(
+    "objective, message",
+    [
+        (lambda losses: losses, r"must return a scalar.*losses of shape \(5,\)"),
+        (lambda losses: 1.0, "must return a scalar"),
+        (lambda losses: None, "must return a scalar"),
+        (lambda losses: tf.cast(losses[-1], tf.float64), "must return a scalar of dtype float32"),
+        (lambda losses: tf.constant(1.0), "does not depend on them"),
+        (lambda losses: tf.cast(losses[-1] > 0, tf.float32), "does not depend on them"),
+    ],
+)
+def test_an_objective_that_is_none(objective, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(objective=objective)
+
+
+def test_an_objective_of_ones_own():
+    by_name, own = trainer(objective="last"), trainer(objective=lambda losses: losses[4])
+    for trainer_ in (by_name, own):
+        fitted(trainer_, epochs=1)
+    for a, b in zip(by_name.rule.weights, own.rule.weights):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_rule_that_does_not_take_the_problem():
+    """At once, also where no state is carried from window to window."""
+    problem = conftest.keras_problem()
+    kernelwise = update_rules.KernelwiseLSTM((3, 3), (4,))
+    left_out = update_rules.GroupedRule([("kernel", rule())])
+    for credit in ("segment", "episode"):
+        with pytest.raises(ValueError, match="takes convolution kernels of shape"):
+            MetaTrainer(kernelwise, problem, 5, 10, credit=credit)
+        with pytest.raises(ValueError, match="No pattern of the GroupedRule matches.*bias"):
+            MetaTrainer(left_out, problem, 5, 10, credit=credit)
+
+
+class BadParts(update_rules.GlobalAveragingLSTM):
+    def __init__(self, received):
+        super().__init__((4,), 2)
+        self.received = received
+
+    def parts(self, layout):
+        return self.received
+
+
+@pytest.mark.parametrize(
+    "indices", [[(0,)], [(0, 1), (1,)], [(1, 0)], [(0, 1, 2)], [], [(0,), (-1,)]]
+)
+def test_parts_that_forget_a_tensor_or_take_one_twice(indices):
+    parts = [update_rules.base.Part(rule(), of_part) for of_part in indices]
+    with pytest.raises(ValueError, match="each of the 2 tensors .* in one part.*x_0.*x_1"):
+        MetaTrainer(BadParts(parts), Simple(2), 5, 10)
+
+
+@pytest.mark.parametrize("received", [None, [1, 2], [(rule, (0, 1))], [("adam", (0, 1))]])
+def test_parts_of_another_kind(received):
+    with pytest.raises(TypeError, match="must return a list of Part|must be an UpdateRule"):
+        MetaTrainer(BadParts(received), Simple(2), 5, 10)
+
+
+def test_what_does_not_fit_the_memory_is_not_allocated(monkeypatch):
+    huge = 10**9
+    with pytest.raises(ValueError, match="must fit this machine's memory.*Received: .* GiB"):
+        trainer(num_steps=huge, credit="episode")
+    with pytest.raises(ValueError, match="of 1000000000 optimizees on 'quadratic'"):
+        trainer(meta_batch_size=huge)
+    long = trainer(num_steps=huge)  # trained on in windows of five steps
+    assert next(iter(long.dataset(0, 1)))["window"] == 0
+    for num_episodes in (1, 8):
+        with pytest.raises(ValueError, match=f"1000000000 steps of {num_episodes} optimizees"):
+            long.validation_dataset(0, num_episodes)
+    with pytest.raises(ValueError, match="10 steps of 10000000000 optimizees"):
+        trainer().validation_dataset(0, 10**10)
+    # (5 + 1) batches of 110 floats, and 1 + 2 * 5 vectors of 10 coordinates, for 2 optimizees.
+    exact = 2 * (6 * 440 + 11 * 40)
+    monkeypatch.setattr("l2l_tf.meta_training.episodes._physical_memory", lambda: exact)
+    trainer(meta_batch_size=2)
+    with pytest.raises(ValueError, match=r"\(10 coordinates, 440 bytes a batch\)"):
+        trainer(meta_batch_size=3)
+    monkeypatch.setattr("l2l_tf.meta_training.episodes._physical_memory", lambda: None)
+    trainer(meta_batch_size=3)
+
+
+def test_bytes_of_batches_of_unknown_shape():
+    from l2l_tf.meta_training.episodes import _num_bytes
+
+    spec = {
+        "x": tf.TensorSpec([None, 3], tf.float32),
+        "of unknown rank": tf.TensorSpec(None, tf.int64),
+        "ragged": tf.RaggedTensorSpec([4, None], tf.float64),
+    }
+    assert _num_bytes(spec) == 3 * 4 + 8 + 4 * 8
 
 
 def run(save_dir, num_episodes=12, **kwargs):

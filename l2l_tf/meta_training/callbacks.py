@@ -14,6 +14,7 @@ class InnerStepsPerSecond(keras.callbacks.Callback):
     """Adds ``inner_steps_per_second`` to the logs: optimizee steps, all optimizees together.
 
     Each epoch is measured from the end of its first train step, which may include compilation.
+    (With ``steps_per_execution``, of those that are run first.)
     """
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -22,9 +23,9 @@ class InnerStepsPerSecond(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self._start is None:
-            self._start = time.perf_counter()
+            self._start, self._first_batch = time.perf_counter(), batch
             return
-        self._num_train_steps += 1
+        self._num_train_steps = batch - self._first_batch
         if logs is not None:
             logs["inner_steps_per_second"] = self._rate()
 

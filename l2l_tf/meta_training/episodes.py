@@ -1,7 +1,11 @@
 """Episodes: initial parameters and batches as a function of problem, seed and episode number."""
 
+import math
+import os
+
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.problems.base import fold_in
 from l2l_tf.update_rules import base
 
@@ -58,7 +62,25 @@ def episodes(
     Returns:
         ``tf.data.Dataset`` of the elements of ``windows``, and "episode", each with a leading
         axis of `num_parallel`.
+
+    Raises:
+        TypeError, ValueError: `seed` is not an integer of 64 bits, or there are more steps than
+            64 bits count.
+        ValueError: what is held at once does not fit the machine's memory; see ``check_memory``.
     """
+    seed = arguments.integer("seed", seed)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"`seed` must be an integer of 64 bits. Received: seed={seed}")
+    if num_episodes * num_windows * (window_length + 1) >= 2**63:
+        raise ValueError(
+            "All episodes together must have less than 2^63 steps. Received: "
+            f"num_episodes={num_episodes}, of {num_windows * window_length} steps each. "
+            "Take fewer episodes, or fewer steps."
+        )
+    # Meta-training takes one window after another. Others keep all episodes, which they see again.
+    is_meta_training = purpose == "meta_train"
+    num_held = num_parallel if is_meta_training else num_episodes
+    check_memory(problem, window_length, num_held, is_recorded=is_meta_training)
 
     def windows_of(episode):
         dataset = windows(
@@ -74,3 +96,50 @@ def episodes(
     # many, in which a metric's count already goes up.
     length = num_episodes // num_parallel * num_windows
     return batched.apply(tf.data.experimental.assert_cardinality(length))
+
+
+def check_memory(problem, window_length, num_optimizees, is_recorded):
+    """Refuses a window that does not fit the machine's memory, before any of it is allocated.
+
+    Args:
+        problem: a ``Problem``.
+        window_length: steps W.
+        num_optimizees: M, whose windows are held at once.
+        is_recorded: whether the meta-gradient's gradients and cotangents are kept.
+
+    Raises:
+        ValueError: the parameters, the W + 1 batches and, if recorded, two vectors a step, of M
+            optimizees, take more than the machine has. That is less than what is really needed.
+    """
+    num_coordinates = base.num_coordinates(problem.layout)
+    of_batch = _num_bytes(problem.batches("train", tf.zeros([2], tf.int64), 1).element_spec)
+    of_vector = num_coordinates * tf.as_dtype(problem.dtype).size
+    num_vectors = 1 + (2 * window_length if is_recorded else 0)
+    estimate = num_optimizees * ((window_length + 1) * of_batch + num_vectors * of_vector)
+    available = _physical_memory()
+    if available is not None and estimate > available:
+        raise ValueError(
+            f"Windows of {window_length} steps of {num_optimizees} optimizees on '{problem.name}' "
+            f"({num_coordinates} coordinates, {of_batch} bytes a batch) must fit this machine's "
+            f"memory. Expected: less than {available / 2**30:.3g} GiB. Received: "
+            f"{estimate / 2**30:.3g} GiB at least. Take fewer steps or optimizees, or smaller "
+            "batches; in meta-training, credit='segment' needs the steps of a segment alone."
+        )
+
+
+def _num_bytes(element_spec):
+    """Of an element; an unknown dimension counts as 1."""
+    total = 0
+    for spec in tf.nest.flatten(element_spec):
+        shape = getattr(spec, "shape", None)
+        dims = shape.as_list() if isinstance(shape, tf.TensorShape) and shape.rank else []
+        total += math.prod(size or 1 for size in dims) * spec.dtype.size
+    return total
+
+
+def _physical_memory():
+    """Bytes of memory of this machine, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not on Windows, for one
+        return None

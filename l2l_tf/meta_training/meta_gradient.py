@@ -17,7 +17,9 @@ import os
 
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.meta_training import parts as parts_lib
+from l2l_tf.meta_training.unroll import Trajectory
 from l2l_tf.update_rules import base, compiled
 
 # Coordinates times steps that are backpropagated at once. Beside the recorded gradients and the
@@ -60,7 +62,12 @@ def meta_gradient(
 
     Returns:
         List of gradients, one for each of ``rule.trainable_variables``.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind or range, or a trajectory of another
+            layout, or without its gradients.
     """
+    _check_arguments(rule, layout, trajectory, weights, backward_fraction, seed, chunk_size)
     gradients = trajectory.gradients[:-1]  # [T, M, N]
     of_updates = cotangents(trajectory.gradients, weights[..., None])  # [T, M, N]
     parts = parts_lib.parts_of(rule, layout)
@@ -79,6 +86,29 @@ def meta_gradient(
         by_variable.update(zip([id(v) for v in part.rule.trainable_variables], products))
     # Of a rule whose group is empty, nothing depends.
     return [by_variable.get(id(v), tf.zeros(v.shape, v.dtype)) for v in rule.trainable_variables]
+
+
+def _check_arguments(rule, layout, trajectory, weights, backward_fraction, seed, chunk_size):
+    arguments.instance("rule", rule, base.UpdateRule, "an UpdateRule")
+    arguments.instance("trajectory", trajectory, Trajectory, "what unroll(...) returned")
+    arguments.real("backward_fraction", backward_fraction, above=0, maximum=1)
+    if chunk_size is not None:
+        arguments.integer("chunk_size", chunk_size, 1)
+    if tf.convert_to_tensor(seed).shape != [2]:
+        raise ValueError(f"`seed` must be two integers, of shape [2]. Received: seed={seed!r}")
+    if trajectory.gradients is None:
+        raise ValueError("`trajectory` must have its gradients: unroll(..., record=True).")
+    num_coordinates = base.num_coordinates(layout)
+    if trajectory.gradients.shape[-1] != num_coordinates:
+        raise ValueError(
+            "`layout` must be that of the trajectory's problem. Expected: "
+            f"{trajectory.gradients.shape[-1]} coordinates. Received: {num_coordinates}"
+        )
+    if weights.shape != trajectory.losses.shape:
+        raise ValueError(
+            "`weights` must be the derivatives by the trajectory's losses, of shape "
+            f"{tuple(trajectory.losses.shape)}. Received: shape {tuple(weights.shape)}"
+        )
 
 
 def cotangents(gradients, weights):

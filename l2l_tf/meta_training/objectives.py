@@ -51,3 +51,34 @@ def mean_objective(objective, losses):
     """The mean of `objective` over optimizees, for losses ``[T + 1, M]``."""
     columns = [objective(column) for column in tf.unstack(losses[1:], axis=1)]
     return tf.add_n(columns) / len(columns)
+
+
+def check_objective(objective, num_losses, dtype):
+    """Refuses an objective that does not take losses ``[num_losses]`` to a scalar.
+
+    Nothing is computed: it is called with a tensor that has a shape and no value, as in a traced
+    train step.
+
+    Raises:
+        ValueError: it returns something else, or what does not depend on the losses. (What the
+            objective itself raises is raised.)
+    """
+
+    def trace(losses):
+        with tf.GradientTape() as tape:
+            tape.watch(losses)
+            value = objective(losses)
+        is_scalar = tf.is_tensor(value) and value.shape.rank == 0 and value.dtype == losses.dtype
+        if not is_scalar:
+            raise ValueError(
+                f"`objective` must return a scalar of dtype {losses.dtype.name} for losses of "
+                f"shape ({num_losses},). Received: {value!r}"
+            )
+        if tape.gradient(value, losses) is None:
+            raise ValueError(
+                "`objective` must be a differentiable function of the losses. Received: "
+                f"{value!r}, which does not depend on them."
+            )
+
+    spec = tf.TensorSpec([num_losses], dtype)
+    tf.function(trace, autograph=False).get_concrete_function(spec)

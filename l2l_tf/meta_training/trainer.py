@@ -1,17 +1,35 @@
 """MetaTrainer: meta-training as a Keras model that is compiled and fit."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
 from l2l_tf.meta_training import parts as parts_lib
 from l2l_tf.meta_training import unroll as unroll_lib
 from l2l_tf.meta_training.callbacks import InnerStepsPerSecond, RaiseAtDivergence
-from l2l_tf.meta_training.episodes import episodes
-from l2l_tf.meta_training.objectives import OBJECTIVES, loss_weights, mean_objective
+from l2l_tf.meta_training.episodes import check_memory, episodes
+from l2l_tf.meta_training.objectives import (
+    OBJECTIVES,
+    check_objective,
+    loss_weights,
+    mean_objective,
+)
+from l2l_tf.meta_training.own_datasets import OwnDatasets
+from l2l_tf.problems.base import check_problem
 from l2l_tf.update_rules import base
 
 CREDITS = ("segment", "episode")
+_RULE_HINT = (
+    "l2l_tf.update_rules.CoordinatewiseLSTM() makes a new one, l2l_tf.load(name_or_path) loads one."
+)
+_NOT_AS_A_WHOLE = (
+    "A MetaTrainer is not saved as a whole: its problem and objective have no config. Use "
+    "l2l_tf.save(trainer.rule, path) for the rule, and trainer.save_weights('name.weights.h5') and "
+    "load_weights for all that a resumed meta-training needs."
+)
 
 
 class MetaTrainer(keras.Model):
@@ -65,9 +83,8 @@ class MetaTrainer(keras.Model):
         second_derivatives=False,
         chunk_size=None,
     ):
-        super().__init__(name="meta_trainer")
-        if not isinstance(rule, base.UpdateRule):
-            raise TypeError(f"`rule` must be an UpdateRule. Received: {rule!r}")
+        arguments.instance("rule", rule, base.UpdateRule, "an UpdateRule", _RULE_HINT)
+        _check_problem(problem)
         if not rule.trainable_variables:
             raise ValueError(
                 f"{type(rule).__name__} has no trainable weights to meta-train. Expected a learned "
@@ -78,54 +95,63 @@ class MetaTrainer(keras.Model):
                 f"The rule and the problem must have one dtype. Received: {rule.dtype} and "
                 f"{problem.dtype}"
             )
-        if unroll_length < 1 or num_steps < 1 or num_steps % unroll_length:
+        unroll_length = arguments.integer("unroll_length", unroll_length, 1)
+        num_steps = arguments.integer("num_steps", num_steps, 1)
+        if num_steps % unroll_length:
             raise ValueError(
-                "`num_steps` must be a positive multiple of `unroll_length`. "
+                "`num_steps` must be a multiple of `unroll_length`. "
                 f"Received: num_steps={num_steps}, unroll_length={unroll_length}"
             )
-        if meta_batch_size < 1:
-            raise ValueError(
-                f"`meta_batch_size` must be positive. Received: meta_batch_size={meta_batch_size}"
-            )
-        if credit not in CREDITS:
-            raise ValueError(f"`credit` must be one of {CREDITS}. Received: credit={credit!r}")
-        if not 0.0 < backward_fraction <= 1.0:
-            raise ValueError(
-                "`backward_fraction` must be above 0 and at most 1. "
-                f"Received: backward_fraction={backward_fraction}"
-            )
-        can_draw = parts_lib.has_coordinatewise_part(rule, problem.layout)
+        meta_batch_size = arguments.integer("meta_batch_size", meta_batch_size, 1)
+        arguments.choice("credit", credit, CREDITS)
+        backward_fraction = arguments.real(
+            "backward_fraction", backward_fraction, above=0, maximum=1
+        )
+        arguments.boolean("second_derivatives", second_derivatives)
+        if chunk_size is not None:
+            chunk_size = arguments.integer("chunk_size", chunk_size, 1)
+        parts = parts_lib.parts_of(rule, problem.layout)
+        can_draw = any(part.rule.coupling == "coordinate" for part in parts)
         if backward_fraction < 1.0 and (not can_draw or second_derivatives):
             raise ValueError(
                 "`backward_fraction` below 1 needs a rule with coupling 'coordinate', or one for "
                 "some of the variables, and the first-order meta-gradient. Received: "
                 f"coupling={rule.coupling!r}, second_derivatives={second_derivatives}"
             )
-        if not callable(objective) and objective not in OBJECTIVES:
-            raise ValueError(
-                f"`objective` must be one of {sorted(OBJECTIVES)} or a function of losses [T]. "
-                f"Received: objective={objective!r}"
-            )
+        if isinstance(objective, str):
+            objective = OBJECTIVES[arguments.choice("objective", objective, sorted(OBJECTIVES))]
+        what = f"of losses [T] to a scalar, or one of {sorted(OBJECTIVES)}"
+        arguments.function("objective", objective, what)
+        # A window is what one train step sees: the steps over which credit is given.
+        window_length = num_steps if credit == "episode" else unroll_length
+        check_memory(problem, window_length, meta_batch_size, is_recorded=True)
+        check_objective(objective, window_length, problem.dtype)
+        # Also where nothing is carried from window to window: a rule that does not take the
+        # problem's tensors says so here.
+        unroll_lib.initial_state(rule, problem.layout, 1)
+
+        # The rule's dtype: Keras' global policy may be of mixed precision.
+        super().__init__(name="meta_trainer", dtype=rule.dtype)
         self.rule = rule
         self.problem = problem
         self.unroll_length = unroll_length
         self.num_steps = num_steps
         self.meta_batch_size = meta_batch_size
-        self.objective = objective if callable(objective) else OBJECTIVES[objective]
+        self.objective = objective
         self.backward_fraction = backward_fraction
         self.second_derivatives = second_derivatives
         self.chunk_size = chunk_size
-        # A window is what one train step sees: the steps over which credit is given.
-        self.window_length = num_steps if credit == "episode" else unroll_length
-        self.num_windows = num_steps // self.window_length
+        self.window_length = window_length
+        self.num_windows = num_steps // window_length
 
         # Episodes trained on so far; datasets go on from here, epoch after epoch.
         self.episode = tf.Variable(0, dtype=tf.int64, trainable=False, name="episode")
         # (episode, step) of the first loss that was not finite; (-1, -1) if none was.
         self.divergence = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)
         self._carry = self._make_carry() if self.num_windows > 1 else None
-        self._mean_loss = keras.metrics.Mean(name="loss")
-        self._mean_final_loss = keras.metrics.Mean(name="final_loss")
+        self._datasets = OwnDatasets()
+        self._mean_loss = keras.metrics.Mean(name="loss", dtype=rule.dtype)
+        self._mean_final_loss = keras.metrics.Mean(name="final_loss", dtype=rule.dtype)
         self.built = True
 
     def dataset(self, seed=0, num_episodes=100):
@@ -138,12 +164,13 @@ class MetaTrainer(keras.Model):
             seed: int.
             num_episodes: optimizees an epoch, a multiple of `meta_batch_size`.
         """
-        if num_episodes < 1 or num_episodes % self.meta_batch_size:
+        num_episodes = arguments.integer("num_episodes", num_episodes, 1)
+        if num_episodes % self.meta_batch_size:
             raise ValueError(
-                "`num_episodes` must be a positive multiple of `meta_batch_size`. Received: "
+                "`num_episodes` must be a multiple of `meta_batch_size`. Received: "
                 f"num_episodes={num_episodes}, meta_batch_size={self.meta_batch_size}"
             )
-        return episodes(
+        dataset = episodes(
             self.problem,
             "train",
             seed,
@@ -154,14 +181,20 @@ class MetaTrainer(keras.Model):
             window_length=self.window_length,
             num_parallel=self.meta_batch_size,
         )
+        return self._datasets.add(dataset, "dataset")
 
     def validation_dataset(self, seed=0, num_episodes=8):
         """Whole episodes that meta-training never sees, the same at each validation.
 
         They use the problem's "train" side, with other initial parameters and other orders of
         batches: the "heldout" side is kept for reports.
+
+        Args:
+            seed: int.
+            num_episodes: optimizees.
         """
-        return episodes(
+        num_episodes = arguments.integer("num_episodes", num_episodes, 1)
+        dataset = episodes(
             self.problem,
             "train",
             seed,
@@ -172,18 +205,160 @@ class MetaTrainer(keras.Model):
             window_length=self.num_steps,
             num_parallel=num_episodes if self.problem.vectorized else 1,
         ).cache()
+        return self._datasets.add(dataset, "validation_dataset")
 
-    def fit(self, dataset, *, callbacks=None, **kwargs):
-        """``keras.Model.fit`` on ``dataset(...)``, stopped by a loss that is not finite."""
-        callbacks = [RaiseAtDivergence(), InnerStepsPerSecond(), *(callbacks or [])]
-        return super().fit(dataset, callbacks=callbacks, shuffle=False, **kwargs)
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        *,
+        jit_compile="auto",
+        **kwargs,
+    ):
+        """``keras.Model.compile``, without losses and metrics: the optimizee has these.
+
+        Args:
+            optimizer: a Keras optimizer or its name, for the meta-parameters.
+            loss, loss_weights, metrics, weighted_metrics: not taken, a ``ValueError``. What is
+                minimized is the `objective` of ``MetaTrainer``.
+            jit_compile: as of ``keras.Model.compile``; for `second_derivatives` of a problem that
+                is ``vectorized``, "auto" is False, and True a ``ValueError``.
+            **kwargs: as of ``keras.Model.compile``.
+        """
+        ignored = {
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+        }
+        for name, value in ignored.items():
+            if value is not None:
+                raise ValueError(
+                    f"MetaTrainer.compile takes no `{name}`. Received: {name}={value!r}. What is "
+                    "minimized is the `objective` of MetaTrainer(...); the loss and final_loss of "
+                    "the problem are reported."
+                )
+        if self.second_derivatives and self.problem.vectorized:
+            # XLA wants shapes as constants; the derivative of ``tf.vectorized_map`` computes them.
+            if jit_compile is True:
+                raise ValueError(
+                    "XLA cannot compile `second_derivatives` of a problem that is vectorized. "
+                    f"Received: jit_compile=True, for '{self.problem.name}'. Expected: False or "
+                    "'auto'."
+                )
+            jit_compile = False
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        what = "a Keras optimizer or its name"
+        arguments.instance("optimizer", self.optimizer, keras.optimizers.Optimizer, what)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "A LossScaleOptimizer is for mixed precision, and meta-training is in "
+                f"{self.rule.dtype}. Expected: the optimizer inside of it."
+            )
+        # Now, so that `load_weights` and callbacks find the variables whose values they restore.
+        self.optimizer.build(self.rule.trainable_variables)
+        # A private attribute; without it, Keras complains at the first train step.
+        built_for = getattr(self.optimizer, "_trainable_variables", self.rule.trainable_variables)
+        if {id(v) for v in built_for} != {id(v) for v in self.rule.trainable_variables}:
+            raise ValueError(
+                "`optimizer` has been built for other variables than this rule's. Make a new one "
+                "for each MetaTrainer."
+            )
+
+    def fit(
+        self,
+        dataset,
+        *,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_data=None,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        validation_steps=None,
+        validation_freq=1,
+    ):
+        """``keras.Model.fit``, stopped by a loss that is not finite.
+
+        ``keras.callbacks.BackupAndRestore`` resumes to the same rule. Of ``ModelCheckpoint``, only
+        ``save_weights_only=True`` is taken.
+
+        Args:
+            dataset: of ``dataset(...)`` of this trainer.
+            validation_data: of ``validation_dataset(...)`` of this trainer, or None.
+            others: as of ``keras.Model.fit``.
+
+        Raises:
+            ValueError: data that are not of this trainer, or a callback that cannot save it.
+            FloatingPointError: a loss is not finite.
+        """
+        self._datasets.check("dataset", dataset, "dataset")
+        if validation_data is not None:
+            self._datasets.check("validation_data", validation_data, "validation_dataset")
+        callbacks = keras.tree.flatten(callbacks) if callbacks else []
+        for callback in callbacks:
+            _check_callback(callback, steps_per_epoch)
+        return super().fit(
+            dataset,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=[RaiseAtDivergence(), InnerStepsPerSecond(), *callbacks],
+            validation_data=validation_data,
+            shuffle=False,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_freq=validation_freq,
+        )
+
+    def evaluate(self, x=None, *args, **kwargs):
+        """``keras.Model.evaluate`` on a ``validation_dataset(...)`` of this trainer."""
+        self._datasets.check("x", x, "validation_dataset")
+        return super().evaluate(x, *args, **kwargs)
+
+    def save_own_variables(self, store):
+        """What a resumed meta-training needs beside the rule and the optimizer."""
+        store["episode"] = self.episode.numpy()
+        for index, variable in enumerate(self._carry or []):
+            store[f"carry_{index}"] = variable.numpy()
+
+    def load_own_variables(self, store):
+        if not store.keys():
+            warnings.warn(
+                "The file holds no episode, so meta-training goes on from episode "
+                f"{int(self.episode.numpy())}. It was not saved by a MetaTrainer of this version.",
+                stacklevel=2,
+            )
+            return
+        variables = {"episode": self.episode}
+        variables |= {f"carry_{index}": v for index, v in enumerate(self._carry or [])}
+        expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+        received = {name: tuple(store[name].shape) for name in store.keys()}
+        if expected != received:
+            raise ValueError(
+                "The file is not of such a MetaTrainer. Expected one with the same rule, problem, "
+                "`meta_batch_size` and `credit`, so that what is carried from window to window has "
+                f"the shapes {expected}. Received: {received}. For the rule alone, use "
+                "l2l_tf.save(trainer.rule, path) and l2l_tf.load(path)."
+            )
+        for name, variable in variables.items():
+            variable.assign(store[name])
+
+    def save(self, filepath, *args, **kwargs):
+        """Not possible; see the error."""
+        raise NotImplementedError(_NOT_AS_A_WHOLE)
+
+    def get_config(self):
+        """Not possible; see the error."""
+        raise NotImplementedError(_NOT_AS_A_WHOLE)
 
     def train_step(self, data):
+        data, *_ = keras.utils.unpack_x_y_sample_weight(data)  # a tuple if of `train_on_batch`
         parameters, state = self._start_or_continue(data)
         trajectory, gradients = self._trajectory_and_gradients(parameters, state, data)
-        if not self.optimizer.built:
-            with tf.init_scope():
-                self.optimizer.build(self.rule.trainable_variables)
         is_finite = self._record_divergence(data, trajectory.losses, gradients)
         tf.cond(is_finite, lambda: self._apply(gradients), lambda: tf.constant(False))
         if self._carry is not None:
@@ -196,6 +371,7 @@ class MetaTrainer(keras.Model):
         return {"loss": self._mean_loss.result()}
 
     def test_step(self, data):
+        data, *_ = keras.utils.unpack_x_y_sample_weight(data)
         parameters = data["parameters"]
         trajectory = unroll_lib.unroll(
             self.rule,
@@ -276,6 +452,40 @@ class MetaTrainer(keras.Model):
         any_bad = tf.reduce_any(is_bad)
         # Finite losses with a meta-gradient that is not: no step to name.
         gradients_bad = ~tf.math.is_finite(tf.linalg.global_norm(gradients))
-        place = tf.stack([data["episode"][optimizee], tf.where(any_bad, step, -1)])
-        self.divergence.assign(tf.where(any_bad | gradients_bad, place, self.divergence))
+        # Not a slice: where its index is computed, XLA takes what that is computed from (losses, so
+        # parameters and batches) for constants, and compiles anew for each new value of them.
+        episode = tf.gather(data["episode"], optimizee)
+        place = tf.stack([episode, tf.where(any_bad, step, -1)])
+        is_first = (any_bad | gradients_bad) & (self.divergence[0] < 0)
+        self.divergence.assign(tf.where(is_first, place, self.divergence))
         return ~(any_bad | gradients_bad)
+
+
+def _check_problem(problem):
+    check_problem(problem)
+    if problem.acts_between_steps:
+        raise ValueError(
+            f"MetaTrainer needs a problem whose parameters change by updates alone: else the "
+            f"meta-gradient is not what it computes. Received '{problem.name}', on which "
+            f"{'; '.join(problem.acts_between_steps)} act from step to step too. Leave that out of "
+            "the model; an evaluation takes it as it is."
+        )
+
+
+def _check_callback(callback, steps_per_epoch):
+    """Refuses, before training, a callback that would fail in it or resume to another rule."""
+    arguments.instance("callbacks", callback, keras.callbacks.Callback, "Keras callbacks")
+    if getattr(callback, "save_weights_only", True) is False:
+        raise ValueError(
+            f"{type(callback).__name__} would save the whole model. {_NOT_AS_A_WHOLE} "
+            "Expected: save_weights_only=True."
+        )
+    if isinstance(callback, keras.callbacks.BackupAndRestore) and (
+        callback.save_freq != "epoch" or steps_per_epoch is not None
+    ):
+        raise ValueError(
+            "BackupAndRestore resumes at the start of an epoch, whose dataset starts with a new "
+            "episode. Expected: save_freq='epoch', and no `steps_per_epoch`. Received: "
+            f"save_freq={callback.save_freq!r}, steps_per_epoch={steps_per_epoch}. For more "
+            "backups, make epochs of fewer episodes: dataset(seed, num_episodes)."
+        )

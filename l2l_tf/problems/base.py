@@ -99,8 +99,11 @@ def check_problem(problem):
         TypeError: it is no ``Problem``.
         ValueError: its methods do not fit its layout and dtype.
     """
-    hint = "l2l_tf.problems.get('mnist') makes one of a name, KerasProblem(...) of a Keras model."
-    arguments.instance("problem", problem, Problem, "an l2l_tf.problems.Problem", hint)
+    hint = (
+        "l2l_tf.problems.get('mnist') gives one by its name, l2l_tf.problems.KerasProblem(...) "
+        "makes one of a Keras model."
+    )
+    arguments.instance("problem", problem, Problem, "a Problem", hint)
     if getattr(problem, "_is_checked", False):
         return
     seed = tf.constant([0, 0], tf.int64)

@@ -61,6 +61,14 @@ class Ensemble(base.Problem):
             for tensor, shape in problem.layout
         ]
         self.vectorized = all(problem.vectorized for problem in problems)
+        self.has_heldout = all(problem.has_heldout for problem in problems)
+        for problem in problems:
+            if problem.acts_between_steps:
+                raise ValueError(
+                    f"The members of an ensemble must change by updates alone. Received "
+                    f"'{problem.name}', on which {'; '.join(problem.acts_between_steps)} act from "
+                    "step to step too. Evaluate on it by itself."
+                )
 
     def sample_parameters(self, seed):
         return [
