@@ -18,7 +18,7 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture(autouse=True)
 def _fresh_keras():
     """Layer names and seeds as in a fresh process, whatever ran before."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)  # to collect garbage at each test takes minutes
     keras.utils.set_random_seed(0)
 
 
