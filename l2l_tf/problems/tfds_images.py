@@ -26,9 +26,9 @@ def load_tfds(name, splits, data_dir):
     builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared() and not is_online():
         raise FileNotFoundError(
-            f"No dataset '{name}' in data_dir={builder.data_dir_root!r}, and no network to fetch "
-            f"it. Expected {str(builder.data_path)!r}, as prepared by TFDS. On a machine with a "
-            f"network: tfds build {name} --data_dir=DIR; then pass that DIR as data_dir."
+            f"No dataset '{name}' in data_dir={str(builder.data_dir_root)!r}, and no network to "
+            f"fetch it. Expected {str(builder.data_path)!r}, as prepared by TFDS. On a machine "
+            f"with a network: tfds build {name} --data_dir=DIR; then pass that DIR as data_dir."
         )
     # The data are read once, into memory: another copy in TFDS' cache would be of no use.
     once = tfds.ReadConfig(try_autocache=False)
