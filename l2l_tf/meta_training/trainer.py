@@ -126,6 +126,11 @@ class MetaTrainer(keras.Model):
             objective = OBJECTIVES[arguments.choice("objective", objective, sorted(OBJECTIVES))]
         what = f"of losses [T] to a scalar, or one of {sorted(OBJECTIVES)}"
         arguments.function("objective", objective, what)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise ValueError(
+                "MetaTrainer runs on one device. Received: a tf.distribute strategy of "
+                f"{tf.distribute.get_strategy().num_replicas_in_sync} replicas."
+            )
         # A window is what one train step sees: the steps over which credit is given.
         window_length = num_steps if credit == "episode" else unroll_length
         check_memory(problem, window_length, meta_batch_size, is_recorded=True)
