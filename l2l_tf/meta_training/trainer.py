@@ -114,8 +114,7 @@ class MetaTrainer(keras.Model):
         arguments.boolean("second_derivatives", second_derivatives)
         if chunk_size is not None:
             chunk_size = arguments.integer("chunk_size", chunk_size, 1)
-        parts = parts_lib.parts_of(rule, problem.layout)
-        can_draw = any(part.rule.coupling == "coordinate" for part in parts)
+        can_draw = parts_lib.has_coordinatewise_part(rule, problem.layout)
         if backward_fraction < 1.0 and (not can_draw or second_derivatives):
             raise ValueError(
                 "`backward_fraction` below 1 needs a rule with coupling 'coordinate', or one for "
