@@ -73,7 +73,8 @@ def main(name):
     problem = new_problem(problem)  # before the rule: conftest sets the devices
     counts = {}
     trainer = MetaTrainer(new_rule(rule), problem, 2, 4, **options)
-    trainer.compile(keras.optimizers.Adam(1e-3), jit_compile=True)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-3, 100)
+    trainer.compile(keras.optimizers.Adam(schedule, global_clipnorm=1.0), jit_compile=True)
     train = trainer.dataset(0, 4 * trainer.meta_batch_size)
     validation = trainer.validation_dataset(0, 2)
     trainer.fit(train, verbose=0, callbacks=[Count()])

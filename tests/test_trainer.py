@@ -385,6 +385,12 @@ def test_keras_dtype_policy_changes_nothing():
     np.testing.assert_array_equal(weights[0], weights[2])
 
 
+def test_several_devices_are_refused():
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        with pytest.raises(ValueError, match="one device. Received: .* of 2 replicas"):
+            trainer()
+
+
 def test_several_steps_an_execution(monkeypatch):
     """The rate counts all steps; the place of a divergence is that of the first."""
     ticks = itertools.count()

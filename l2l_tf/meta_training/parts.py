@@ -70,6 +70,11 @@ def state_of_rule(rule, parts, states):
     return states[0] if parts[0].rule is rule else states
 
 
+def has_coordinatewise_part(rule, layout):
+    """Whether some of the coordinates can be drawn for a meta-gradient by themselves."""
+    return any(part.rule.coupling == "coordinate" for part in parts_of(rule, layout))
+
+
 def _checked(parts, rule, layout):
     """What a rule's ``parts`` returned, each of the layout's tensors in one part."""
     expected = (

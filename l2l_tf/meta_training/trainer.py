@@ -110,8 +110,7 @@ class MetaTrainer(keras.Model):
         arguments.boolean("second_derivatives", second_derivatives)
         if chunk_size is not None:
             chunk_size = arguments.integer("chunk_size", chunk_size, 1)
-        parts = parts_lib.parts_of(rule, problem.layout)
-        can_draw = any(part.rule.coupling == "coordinate" for part in parts)
+        can_draw = parts_lib.has_coordinatewise_part(rule, problem.layout)
         if backward_fraction < 1.0 and (not can_draw or second_derivatives):
             raise ValueError(
                 "`backward_fraction` below 1 needs a rule with coupling 'coordinate', or one for "
@@ -122,6 +121,11 @@ class MetaTrainer(keras.Model):
             objective = OBJECTIVES[arguments.choice("objective", objective, sorted(OBJECTIVES))]
         what = f"of losses [T] to a scalar, or one of {sorted(OBJECTIVES)}"
         arguments.function("objective", objective, what)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise ValueError(
+                "MetaTrainer runs on one device. Received: a tf.distribute strategy of "
+                f"{tf.distribute.get_strategy().num_replicas_in_sync} replicas."
+            )
         # A window is what one train step sees: the steps over which credit is given.
         window_length = num_steps if credit == "episode" else unroll_length
         check_memory(problem, window_length, meta_batch_size, is_recorded=True)
