@@ -12,12 +12,17 @@ import reprlib
 
 
 def integer(name, value, minimum=None):
-    """An integer of at least `minimum`; NumPy's too, but neither a bool nor a float."""
+    """An integer of at least `minimum`; NumPy's too, but neither a bool nor a float.
+
+    And of 64 bits, as TensorFlow's are.
+    """
     expected = "an integer" + ("" if minimum is None else f", {minimum} at least")
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(_message(name, expected, value))
     if minimum is not None and value < minimum:
         raise ValueError(_message(name, expected, value))
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(_message(name, f"{expected}, of 64 bits", value))
     return int(value)
 
 
@@ -28,8 +33,12 @@ def real(name, value, *, above=None, minimum=None, below=None, maximum=None):
     expected = "a finite number" + (", " + " and ".join(bounds) if bounds else "")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, expected, value))
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer
+        number = math.inf
     is_inside = (
-        math.isfinite(value)
+        math.isfinite(number)
         and (above is None or value > above)
         and (minimum is None or value >= minimum)
         and (below is None or value < below)
@@ -37,7 +46,7 @@ def real(name, value, *, above=None, minimum=None, below=None, maximum=None):
     )
     if not is_inside:
         raise ValueError(_message(name, expected, value))
-    return float(value)
+    return number
 
 
 def boolean(name, value):

@@ -12,6 +12,8 @@ from l2l_tf import arguments
         (lambda: arguments.integer("n", 1.0, 1), TypeError, "`n` must be an integer, 1 at least"),
         (lambda: arguments.integer("n", True), TypeError, "Received: n=True of type bool"),
         (lambda: arguments.integer("n", 0, 1), ValueError, "n=0"),
+        (lambda: arguments.integer("n", 2**63), ValueError, "of 64 bits"),
+        (lambda: arguments.real("x", 10**400), ValueError, "a finite number"),
         (lambda: arguments.real("x", "1"), TypeError, "a finite number. Received: x='1'"),
         (lambda: arguments.real("x", float("nan")), ValueError, "x=nan"),
         (lambda: arguments.real("x", 1, above=0, below=1), ValueError, "above 0 and below 1"),

@@ -233,7 +233,7 @@ def test_bad_weights(tmp_path):
         ({"style_layers": [1]}, TypeError, "`style_layers` must be a string"),
         ({"content_layer": None}, TypeError, "`content_layer` must be a string"),
         ({"style": 3}, TypeError, "`image` must be a path or a uint8 array"),
-        ({"weights": 3}, TypeError, "`weights` must be a path of a .npz file"),
+        ({"weights": 3}, TypeError, "`weights` must be a path"),
         ({"learning_rate": 1}, ValueError, "'neural_style' does not take learning_rate"),
     ],
 )

@@ -20,7 +20,7 @@ ALLOWED = {
     "native": set(),
     "preprocessing": {"arguments"},
     "update_rules": {"arguments", "native", "preprocessing"},
-    "problems": {"arguments"},
+    "problems": {"arguments", "paths"},
     "saved_model": {"update_rules"},
     "saving": {
         "arguments",

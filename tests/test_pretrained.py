@@ -107,8 +107,8 @@ def test_bad_arguments_of_a_measurement(kwargs, message):
         ({"run_dir": 3}, "`run_dir` must be a path"),
         ({"run_dir": "quadratic"}, "No directory 'quadratic/?'"),  # not the shipped one
         ({"name": 3}, "`name` must be a string"),
-        ({"name": "../mine"}, "`name` must be a name, not a path"),
-        ({"name": ".."}, "`name` must be a name, not a path"),
+        ({"name": "../mine"}, "`name` must be a name of letters.*, not a path"),
+        ({"name": ".."}, "`name` must be a name of letters.*, not a path"),
         ({"name": ""}, "`name` must be a string, not an empty one"),
         ({"known_limits": None}, "`known_limits` must be a string"),
     ],

@@ -1,6 +1,7 @@
 """compare: honest curves on a model of one's own, in one line."""
 
 from l2l_tf.evaluation.evaluate import evaluate
+from l2l_tf.evaluation.report import check_directory
 from l2l_tf.problems import KerasProblem
 
 
@@ -28,6 +29,8 @@ def compare(build_model, dataset, loss, rules, heldout=None, output_dir=None, **
     ...     num_steps=5, num_seeds=2)  # doctest: +ELLIPSIS
     optimizer ...
     """
+    if output_dir is not None:
+        output_dir = check_directory(output_dir)  # now, and not when all is computed
     result = evaluate(KerasProblem(build_model, dataset, loss, heldout), rules, **kwargs)
     print(result.table())
     if output_dir is not None:

@@ -69,8 +69,6 @@ def episodes(
         ValueError: what is held at once does not fit the machine's memory; see ``check_memory``.
     """
     seed = arguments.integer("seed", seed)
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"`seed` must be an integer of 64 bits. Received: seed={seed}")
     if num_episodes * num_windows * (window_length + 1) >= 2**63:
         raise ValueError(
             "All episodes together must have less than 2^63 steps. Received: "

@@ -70,6 +70,7 @@ def meta_train(
         arguments.integer("verbose", verbose, minimum=0)
     settings = save_directory.as_read(trainer.problem, settings)
     dataset = trainer.dataset(seed, validate_every)
+    validation_data = trainer.validation_dataset(seed, num_validation_episodes)
     with saving.file_errors("write", save_dir):
         card = save_directory.open_directory(save_dir, settings, command)
     num_updates = num_episodes // trainer.meta_batch_size * trainer.num_windows
@@ -87,7 +88,7 @@ def meta_train(
         dataset,
         initial_epoch=int(trainer.episode.numpy()) // validate_every,
         epochs=num_episodes // validate_every,
-        validation_data=trainer.validation_dataset(seed, num_validation_episodes),
+        validation_data=validation_data,
         callbacks=[
             KeepBestRule(save_dir, card),
             SaveCheckpoint(manager),

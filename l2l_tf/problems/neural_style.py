@@ -180,7 +180,7 @@ class NeuralStyle(base.Problem):
     def _loss(self, image, index):
         features = self._features(_pixels(image)[tf.newaxis])
         content_features = features[self.settings["content_layer"]][0]
-        content = _relative_distance(content_features, self._targets[index])
+        content = _relative_distance(content_features, tf.gather(self._targets, index))
         style = [
             _relative_distance(_gram_matrix(features[name]), gram)
             for name, gram in self._grams.items()

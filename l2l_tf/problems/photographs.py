@@ -6,7 +6,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf import arguments
+from l2l_tf import arguments, paths
 
 
 class Photograph:
@@ -32,7 +32,7 @@ class Photograph:
     def __init__(self, source, min_size=1):
         arguments.integer("min_size", min_size, 1)
         if isinstance(source, str | os.PathLike):
-            path = os.path.expanduser(os.fspath(source))
+            path = paths.from_user("source", source)
             name, content, self.pixels = os.path.basename(path), *_read(path)
         else:
             what = "a path or a uint8 array [height, width, 3]"

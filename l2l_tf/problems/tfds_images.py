@@ -4,7 +4,7 @@ import os
 
 import tensorflow_datasets as tfds
 
-from l2l_tf import arguments
+from l2l_tf import paths
 from l2l_tf.problems.online import is_online
 
 
@@ -19,8 +19,7 @@ def load_tfds(name, splits, data_dir):
         FileNotFoundError: the data are not in `data_dir`, and there is no network to get them.
     """
     if data_dir is not None:
-        arguments.instance("data_dir", data_dir, (str, os.PathLike), "a path")
-        data_dir = os.path.expanduser(arguments.text("data_dir", os.fspath(data_dir)))
+        data_dir = paths.from_user("data_dir", data_dir)
         if os.path.isfile(data_dir):
             raise NotADirectoryError(f"data_dir={data_dir!r} is a file. Expected a directory.")
     builder = tfds.builder(name, data_dir=data_dir)

@@ -7,7 +7,7 @@ import zipfile
 import keras
 import numpy as np
 
-from l2l_tf import arguments
+from l2l_tf import arguments, paths
 from l2l_tf.problems.online import is_online
 
 _BLOCKS = (2, 2, 4, 4, 4)  # convolutions in each; a pooling stands before the next
@@ -53,8 +53,7 @@ def vgg19(layers, weights=None):
 
 
 def _from_file(path, layers):
-    arguments.instance("weights", path, (str, os.PathLike), "a path of a .npz file")
-    path = os.path.expanduser(os.fspath(path))
+    path = paths.from_user("weights", path)
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"No file of VGG19 weights {path!r}. Expected a .npz file with arrays such as "
