@@ -57,7 +57,7 @@ def new_rule(name, layers, seed, conv_name=None, layout=None):
     if not shapes:
         raise ValueError(
             f"A rule for convolutions needs variables whose path matches {pattern!r}. "
-            f"Received: conv_rule={conv_name!r}, for {[variable for variable, _ in layout]}"
+            f"Received: {[variable for variable, _ in layout]}, for conv_rule={conv_name!r}"
         )
     options = {}
     if conv_name == "kernelwise":
