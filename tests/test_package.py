@@ -102,3 +102,15 @@ import l2l_tf
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "ImportError" in done.stderr and "Received: the 'jax' backend" in done.stderr
+
+
+def test_the_import_loads_no_more_than_keras_and_tensorflow_do():
+    program = """
+import sys, keras, tensorflow
+optional = {"tensorflow_datasets", "sklearn", "matplotlib", "tensorboard"}
+before = optional & set(sys.modules)
+import l2l_tf
+print(sorted((optional & set(sys.modules)) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

@@ -1,8 +1,6 @@
 """Image classification by small perceptrons: digits (bundled) and MNIST (by TFDS)."""
 
 import keras
-import sklearn.datasets
-import sklearn.model_selection
 import tensorflow as tf
 
 from l2l_tf import arguments
@@ -30,6 +28,10 @@ def digits():
 
     MLP 64-20-10, sigmoid, batches of 128. A third of the images is held out.
     """
+    # Imported where they are needed, as is all that `import l2l_tf` can do without.
+    import sklearn.datasets
+    import sklearn.model_selection
+
     x, y = sklearn.datasets.load_digits(return_X_y=True)
     x_train, x_heldout, y_train, y_heldout = sklearn.model_selection.train_test_split(
         x.astype("float32"), y, test_size=1 / 3, random_state=0, stratify=y

@@ -5,7 +5,6 @@ import pathlib
 
 import keras
 import numpy as np
-import sklearn.datasets
 import tensorflow as tf
 
 from l2l_tf import arguments
@@ -15,7 +14,6 @@ from l2l_tf.problems.vgg19 import vgg19
 
 # Van Gogh, "The Starry Night", 1889: a photograph of a painting in the public domain.
 _PAINTING = pathlib.Path(__file__).parent / "images" / "starry_night.jpg"
-_PHOTOGRAPHS = pathlib.Path(sklearn.datasets.__file__).parent / "images"
 MIN_IMAGE_SIZE = 16
 
 
@@ -117,8 +115,8 @@ class NeuralStyle(base.Problem):
             arguments.text("style_layers", layer)
         arguments.text("content_layer", content_layer)
         if heldout_content is None:
-            heldout_content = [_PHOTOGRAPHS / "flower.jpg"] if content is None else content
-        content = [_PHOTOGRAPHS / "china.jpg"] if content is None else content
+            heldout_content = [_photograph("flower.jpg")] if content is None else content
+        content = [_photograph("china.jpg")] if content is None else content
         style = Photograph(_PAINTING if style is None else style, image_size)
         train = _photographs("content", content, image_size)
         heldout = _photographs("heldout_content", heldout_content, image_size)
@@ -192,6 +190,13 @@ class NeuralStyle(base.Problem):
     def _features(self, pixels):
         """Pixels ``[1, height, width, 3]`` → dict of layer → ``[1, height, width, channels]``."""
         return self._network(keras.applications.vgg19.preprocess_input(pixels))
+
+
+def _photograph(name):
+    """The path of one of scikit-learn's two photographs."""
+    import sklearn.datasets
+
+    return pathlib.Path(sklearn.datasets.__file__).parent / "images" / name
 
 
 def _pixels(image):

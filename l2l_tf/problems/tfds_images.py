@@ -2,8 +2,6 @@
 
 import os
 
-import tensorflow_datasets as tfds
-
 from l2l_tf import paths
 from l2l_tf.problems.online import is_online
 
@@ -18,6 +16,8 @@ def load_tfds(name, splits, data_dir):
         NotADirectoryError: `data_dir` is a file.
         FileNotFoundError: the data are not in `data_dir`, and there is no network to get them.
     """
+    import tensorflow_datasets as tfds  # seconds, so only where it is needed
+
     if data_dir is not None:
         data_dir = paths.from_user("data_dir", data_dir)
         if os.path.isfile(data_dir):
