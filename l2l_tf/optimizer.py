@@ -1,5 +1,6 @@
 """LearnedOptimizer: a Keras optimizer around an update rule."""
 
+import contextlib
 import os
 import warnings
 
@@ -134,6 +135,12 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
+        # Under `fit` this runs while a graph is traced, which needs no part in it: variables that
+        # it makes have it traced twice. (Those of replicas are made by all replicas together.)
+        with contextlib.nullcontext() if tf.distribute.has_strategy() else tf.init_scope():
+            self._build(variables)
+
+    def _build(self, variables):
         self._check_restored(variables)
         # The rule never sees a variable whose gradient is its next value.
         seen = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
@@ -144,8 +151,8 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         self._skipped_steps = self.add_variable(
             shape=(), initializer="zeros", dtype="int64", name="skipped_steps"
         )
-        # For each variable, the leaves of its rule state. Under `fit` this runs while a graph is
-        # traced, where an assignment would be lost: all values come from initializers.
+        # For each variable, the leaves of its rule state. Where a graph is traced, an assignment
+        # would be lost: all values come from initializers.
         self._states = [
             self._add_state(variable, states[id(variable)]) if id(variable) in states else None
             for variable in variables

@@ -90,6 +90,7 @@ def _runner(rule):
     return run_tensors
 
 
+@compiled.shared
 def _tensor_program(rule):
     """Function of the rule's weights, a gradient and the leaves of its state, in any dtype."""
     programs = {}  # by shape: one function for all would look to TensorFlow like retracing
