@@ -410,7 +410,7 @@ class Global(UpdateRule):
             r"shape \(3, 3, in, out\). Received: net/dense/bias of shape \(5,\).*GroupedRule",
         ),
         (lambda: update_rules.KernelwiseLSTM((3,)), r"`kernel_shape`.*\(5, 5\)"),
-        (lambda: update_rules.KernelwiseLSTM(p=0), "`p` must be positive"),
+        (lambda: update_rules.KernelwiseLSTM(p=0), "`p` must be .* above 0"),
         (lambda: update_rules.GlobalAveragingLSTM(num_averaging=0), "num_averaging=0"),
         (lambda: update_rules.GlobalAveragingLSTM((20, 4)), r"num_averaging=5, layers=\(20, 4\)"),
         (lambda: l2l_tf.LearnedOptimizer(Global()), "Global with coupling 'global'"),

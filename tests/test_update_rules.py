@@ -164,7 +164,7 @@ def test_rnnprop_is_bounded_and_blind_to_the_scale_of_the_loss():
     [
         (lambda: update_rules.CoordinatewiseLSTM(layers=()), r"`layers`.*\(20, 20\)"),
         (lambda: update_rules.CoordinatewiseLSTM(layers=(20, 0)), "`layers`"),
-        (lambda: update_rules.CoordinatewiseLSTM(p=0), "`p` must be positive"),
+        (lambda: update_rules.CoordinatewiseLSTM(p=0), "`p` must be .* above 0"),
         (lambda: update_rules.RNNprop(beta_2=1.0), "beta_2=1.0"),
         (lambda: update_rules.SGD(learning_rate=-1), "learning_rate=-1"),
         (lambda: update_rules.SGD(dtype="int8"), "'int8'"),
