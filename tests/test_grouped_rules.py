@@ -390,9 +390,11 @@ class Global(UpdateRule):
     "make, message",
     [
         (lambda: GroupedRule([]), "one at least"),
+        (lambda: GroupedRule(5), r"`groups` must be a list of .*groups=5"),
         (lambda: GroupedRule([lstm()]), r"list of \(pattern, rule\)"),
         (lambda: GroupedRule([("(", lstm())]), r"regular expression. Received: '\('"),
         (lambda: GroupedRule([(3, lstm())]), "Received: 3"),
+        (lambda: GroupedRule([("a", type(lstm()))]), "must be an UpdateRule. Received: <class"),
         (lambda: GroupedRule([("a", "lstm")]), "must be an UpdateRule. Received: 'lstm'"),
         (lambda: GroupedRule([("a", grouped())]), "Put its groups into the list"),
         (lambda: GroupedRule([("a", Global())]), "Global with coupling 'global'"),
