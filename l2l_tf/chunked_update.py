@@ -12,7 +12,7 @@ import os
 
 import tensorflow as tf
 
-from l2l_tf.update_rules import compiled, native_lstm
+from l2l_tf.update_rules import compiled, native_lstm, xla
 
 # Variables below this size share a chunk, and larger ones are cut into chunks of no less.
 SMALL = 4096
@@ -50,6 +50,7 @@ def initial_state(rule, num_coordinates):
     return [(leaf.shape.as_list(), initializer_of(index)) for index, leaf in enumerate(leaves)]
 
 
+@compiled.shared
 def program(rule):
     """One step of a coordinatewise rule for a chunk, compiled.
 
@@ -90,7 +91,8 @@ def program(rule):
 
     def run(weights, vectors, states):
         is_native = native_lstm.can_run(rule, states)
-        key = is_native, *(vector.shape[0] for vector in vectors)
+        # What is made while operations are watched is not for later.
+        key = is_native, xla.watches_operations(), *(vector.shape[0] for vector in vectors)
         if key not in programs:
             programs[key] = new_program(is_native)
         return programs[key](weights, vectors, states)
@@ -121,7 +123,8 @@ def update(program, weights, gradients, states, assign):
 
     updates, finished = [None] * len(bounds), []
     at_once = os.cpu_count() or 1
-    for index, group in enumerate(_groups([end - start for start, end in bounds])):
+    groups = _groups([end - start for start, end in bounds], at_once)
+    for index, group in enumerate(groups):
         of_group = [chunk_states[i] for i in group]
         # As many chunks at once as cores: the memory that one needs goes to the next, and the small
         # variables, which come last, even out when the cores are done.
@@ -144,16 +147,19 @@ def update(program, weights, gradients, states, assign):
     ]
 
 
-def _groups(sizes):
-    """Indices of the vectors that make a chunk: a large one alone, small ones together."""
-    groups = [[i] for i, size in enumerate(sizes) if size >= SMALL]
-    together, total = [], 0
-    for i, size in enumerate(sizes):
-        if size >= SMALL:
-            continue
-        if total + size > CHUNK_SIZE:
+def _groups(sizes, at_once):
+    """Indices of the vectors that make a chunk: a large one alone, small ones together.
+
+    The small ones make as many chunks as run at once, if these are not small themselves.
+    """
+    small = [i for i, size in enumerate(sizes) if size < SMALL]
+    share = sum(sizes[i] for i in small) / at_once
+    limit = min(CHUNK_SIZE, max(SMALL, share))
+    groups, together, total = [[i] for i, size in enumerate(sizes) if size >= SMALL], [], 0
+    for i in small:
+        together.append(i)
+        total += sizes[i]
+        if total >= limit:
             groups.append(together)
             together, total = [], 0
-        together.append(i)
-        total += size
     return groups + [together] if together else groups

@@ -1,14 +1,19 @@
 """LearnedOptimizer: a Keras optimizer around an update rule."""
 
+import contextlib
+import functools
+import numbers
 import os
 import warnings
 
 import keras
 import tensorflow as tf
 
-from l2l_tf import saving, update_by_parts
+from l2l_tf import arguments, saving, update_by_parts
 from l2l_tf.update_rules import base
 
+# Gradients below this size are checked together.
+SMALL = 4096
 STATE_DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -86,21 +91,26 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
     ):
         if isinstance(rule, (str, os.PathLike)):
             rule = saving.load(rule)
-        if not isinstance(rule, base.UpdateRule):
-            raise TypeError(
-                "`rule` must be an UpdateRule, a shipped rule's name or a directory. "
-                f"Received: {rule!r} of type {type(rule).__name__}"
-            )
-        if rule.coupling == "global":
-            raise ValueError(
-                "LearnedOptimizer needs a rule with coupling 'coordinate' or 'tensor'. "
-                f"Received: {type(rule).__name__} with coupling 'global'"
-            )
-        if state_dtype not in STATE_DTYPES:
-            raise ValueError(
-                f"`state_dtype` must be one of {STATE_DTYPES}. "
-                f"Received: state_dtype={state_dtype!r}"
-            )
+        _check_rule(rule)
+        arguments.choice("state_dtype", state_dtype, STATE_DTYPES)
+        # Of Keras' own arguments, what Keras takes as it comes.
+        if isinstance(learning_rate, numbers.Number):
+            arguments.real("learning_rate", learning_rate, minimum=0)
+        if weight_decay is not None:
+            arguments.real("weight_decay", weight_decay, minimum=0)
+        positive = {
+            "clipnorm": clipnorm,
+            "clipvalue": clipvalue,
+            "global_clipnorm": global_clipnorm,
+            "loss_scale_factor": loss_scale_factor,
+        }
+        for key, value in positive.items():
+            if value is not None:
+                arguments.real(key, value, above=0)
+        arguments.boolean("use_ema", use_ema)
+        arguments.real("ema_momentum", ema_momentum, minimum=0, maximum=1)
+        if gradient_accumulation_steps is not None:
+            arguments.integer("gradient_accumulation_steps", gradient_accumulation_steps, 2)
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
@@ -118,6 +128,7 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         self.rule = rule
         self.state_dtype = state_dtype
         self._not_decayed = ()  # names, for the config
+        self._is_checked = False  # whether the rule was tried, at the first step
         # Of a pickled optimizer: the shapes of the model's variables, and values for those that
         # `build` makes.
         self._restored_shapes, self._restored = None, []
@@ -132,20 +143,29 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         return int(self._skipped_steps.numpy()) if self.built else 0
 
     def build(self, variables):
-        if self.built:
+        if self.built or not variables:
+            # Built for none, as Keras would have it when it loads an .h5 file, an optimizer could
+            # train nothing. Keras then says that it starts anew.
             return
+        # Under `fit` this runs while a graph is traced, which needs no part in it: variables that
+        # it makes have it traced twice. (Those of replicas are made by all replicas together.)
+        with contextlib.nullcontext() if tf.distribute.has_strategy() else tf.init_scope():
+            self._build(variables)
+
+    def _build(self, variables):
         self._check_restored(variables)
         # The rule never sees a variable whose gradient is its next value.
         seen = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
         layout = [(_name(variable), tuple(variable.shape)) for variable in seen]
+        self._rules_at_rest = functools.partial(update_by_parts.rules_at_rest, self.rule, layout)
         states = update_by_parts.initial_states(self.rule, layout)
         states = {id(variable): state for variable, state in zip(seen, states)}
         super().build(variables)
         self._skipped_steps = self.add_variable(
             shape=(), initializer="zeros", dtype="int64", name="skipped_steps"
         )
-        # For each variable, the leaves of its rule state. Under `fit` this runs while a graph is
-        # traced, where an assignment would be lost: all values come from initializers.
+        # For each variable, the leaves of its rule state. Where a graph is traced, an assignment
+        # would be lost: all values come from initializers.
         self._states = [
             self._add_state(variable, states[id(variable)]) if id(variable) in states else None
             for variable in variables
@@ -216,6 +236,7 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
 
     def _step(self, skipped_steps, variables, indices, decays, states, gradients, learning_rate):
         """One step of one replica, for some of the variables."""
+        self._check_weights()
         # IndexedSlices become dense. A gradient may be finite in float64 and not in float32.
         gradients = [
             tf.reshape(tf.cast(tf.convert_to_tensor(g), self.rule.dtype), variable.shape)
@@ -233,8 +254,44 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
                 self.assign_add(variable, update)
             return tf.constant(0, tf.int64)
 
-        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+        is_finite = _all_finite(gradients)
         skipped_steps.assign_add(tf.cond(is_finite, apply, lambda: tf.constant(1, tf.int64)))
+
+    def _check_weights(self):
+        """Once, at the first step: by then, whatever is restored has brought the rule's weights."""
+        if self._is_checked:
+            return
+        self._is_checked = True
+        for layer in self.rule._flatten_layers():
+            if getattr(layer, "awaits_weights", None):
+                self._is_checked = False
+                raise ValueError(
+                    f"The file that this optimizer was loaded from lacks the weights of its update "
+                    f"rule '{layer.name}'. Save the model again, or make the optimizer anew: "
+                    "LearnedOptimizer(rule)."
+                )
+        with tf.init_scope():
+            at_rest = self._rules_at_rest()
+        for rule in at_rest:
+            warnings.warn(
+                f"The rule '{rule.name}' ({type(rule).__name__}) moves no weight: its step is "
+                "exactly 0 for gradients that are not. So is that of a learned rule before it is "
+                "meta-trained. Train it with l2l_tf.MetaTrainer or bin/meta_train, or take a "
+                f"shipped one: {_shipped()}.",
+                stacklevel=2,
+            )
+
+    def __repr__(self):
+        rate = type(self._learning_rate).__name__  # of a schedule, or a function
+        if isinstance(self._learning_rate, keras.Variable):
+            with tf.init_scope():
+                rate = f"{float(self._learning_rate.numpy()):.6g}"
+        rules = getattr(self.rule, "rules", [])
+        of_groups = f"({', '.join(type(rule).__name__ for rule in rules)})" if rules else ""
+        return (
+            f"<{type(self).__name__} name={self.name} rule={type(self.rule).__name__}{of_groups} "
+            f"learning_rate={rate}>"
+        )
 
     def load_own_variables(self, store):
         shapes = [tuple(store[key].shape) for key in sorted(store.keys(), key=int)]
@@ -255,6 +312,8 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
     def get_config(self):
         config = super().get_config()
         config["rule"] = keras.saving.serialize_keras_object(self.rule)
+        if _weights_go_to_the_file():
+            self.rule.leave_weights_to_the_file(config["rule"]["config"])
         config["state_dtype"] = self.state_dtype
         if self._not_decayed:
             config["not_decayed"] = list(self._not_decayed)
@@ -299,3 +358,43 @@ def _unpickle(cls, config, values, shapes):
 
 def _name(variable):
     return getattr(variable, "path", variable.name)
+
+
+def _check_rule(rule):
+    hint = f"Shipped rules: {_shipped()}."
+    if isinstance(rule, numbers.Number):
+        hint = (
+            f"A learning rate goes by its name: LearnedOptimizer(rule, learning_rate={rule}). "
+            + hint
+        )
+    what = "an UpdateRule, a shipped rule's name or a directory"
+    arguments.instance("rule", rule, base.UpdateRule, what, hint)
+    if rule.coupling == "global":
+        raise ValueError(
+            "LearnedOptimizer needs a rule with coupling 'coordinate' or 'tensor'. "
+            f"Received: {type(rule).__name__} with coupling 'global'"
+        )
+
+
+def _shipped():
+    return ", ".join(saving.pretrained_names()) or "none"
+
+
+def _all_finite(gradients):
+    # Of many small variables at once: what each operation costs is more than its work.
+    small = [g for g in gradients if g.shape.num_elements() < SMALL]
+    large = [g for g in gradients if g.shape.num_elements() >= SMALL]
+    if len(small) > 1:
+        small = [tf.concat([tf.reshape(g, [-1]) for g in small], axis=0)]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in small + large])
+
+
+def _weights_go_to_the_file():
+    """Whether Keras is writing a ``.keras`` file: a config, and the weights of all beside it."""
+    # Private: without it, the config has the rule's weights too, and a message of Keras' that
+    # quotes the config is a long one.
+    try:
+        from keras.src.backend.common import global_state
+    except ImportError:
+        return False
+    return global_state.get_global_attribute("shared_objects/id_to_config_map") is not None

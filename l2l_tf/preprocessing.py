@@ -5,7 +5,10 @@ Pure functions. Feature-major: a vector of N coordinates becomes ``[features, N]
 
 import math
 
+import numpy as np
 import tensorflow as tf
+
+from l2l_tf import arguments
 
 
 def log_and_sign(gradients, p=10.0):
@@ -19,7 +22,8 @@ def log_and_sign(gradients, p=10.0):
 
     Args:
         gradients: floating tensor ``[N]``, or of any shape.
-        p: positive float; magnitudes below ``exp(-p)`` count as small.
+        p: positive float, at most 87 in float32 and 708 in float64, where ``exp(p)`` and
+            ``exp(-p)`` end; magnitudes below ``exp(-p)`` count as small.
 
     Returns:
         Features ``[2, N]``, or ``[2, *shape]``. The first is at least -1, the second between -1
@@ -30,6 +34,8 @@ def log_and_sign(gradients, p=10.0):
     >>> log_and_sign(tf.constant([1.0, 0.0])).numpy().tolist()
     [[0.0, -1.0], [1.0, 0.0]]
     """
+    gradients = _floating(gradients)
+    check_p(p, gradients.dtype)
     # |g| is clamped at exp(-p), where log|g| / p = -1: the two cases in one formula, finite at 0.
     # `maximum` lets a NaN gradient through: divergence must stay visible.
     magnitude = tf.maximum(tf.abs(gradients), math.exp(-p))
@@ -37,10 +43,20 @@ def log_and_sign(gradients, p=10.0):
     return tf.stack([tf.math.log(magnitude) / p, sign])
 
 
-def check_p(p):
-    """Refuses a `p` that ``log_and_sign`` cannot take."""
-    if not p > 0:
-        raise ValueError(f"`p` must be positive. Received: p={p}")
+def check_p(p, dtype):
+    """Refuses a `p` that ``log_and_sign`` cannot take: exp(p) and exp(-p) are to be numbers."""
+    smallest = np.finfo(tf.as_dtype(dtype).as_numpy_dtype).tiny
+    arguments.real("p", p, above=0, maximum=math.floor(-math.log(smallest)))
+
+
+def _floating(gradients):
+    gradients = tf.convert_to_tensor(gradients)
+    if not gradients.dtype.is_floating:
+        raise TypeError(
+            "`gradients` must be of a floating dtype, such as float32. "
+            f"Received: a tensor of {gradients.dtype.name}"
+        )
+    return gradients
 
 
 def moment_ratios(gradients, moments, beta_1, beta_2, epsilon=1e-8):
@@ -60,11 +76,13 @@ def moment_ratios(gradients, moments, beta_1, beta_2, epsilon=1e-8):
         gradients: floating tensor ``[N]``.
         moments: ``(m, v, c1, c2)`` of the step before, each ``[N]``; zeros before the first.
         beta_1, beta_2: decay rates in [0, 1).
-        epsilon: added to √v̂.
+        epsilon: added to √v̂, 0 at least.
 
     Returns:
         ``(features [2, N], moments)``.
     """
+    arguments.real("epsilon", epsilon, minimum=0)
+    gradients = _floating(gradients)
     first, second, correction_1, correction_2 = update_moments(gradients, moments, beta_1, beta_2)
     scale = 1.0 / (tf.sqrt(second / correction_2) + epsilon)
     features = tf.stack([gradients * scale, first / correction_1 * scale])
@@ -73,6 +91,7 @@ def moment_ratios(gradients, moments, beta_1, beta_2, epsilon=1e-8):
 
 def update_moments(gradients, moments, beta_1, beta_2):
     """The next ``(m, v, c1, c2)``; see ``moment_ratios``."""
+    check_betas(beta_1, beta_2)
     first, second, correction_1, correction_2 = moments
     return (
         beta_1 * first + (1.0 - beta_1) * gradients,
@@ -80,3 +99,9 @@ def update_moments(gradients, moments, beta_1, beta_2):
         beta_1 * correction_1 + (1.0 - beta_1),
         beta_2 * correction_2 + (1.0 - beta_2),
     )
+
+
+def check_betas(beta_1, beta_2):
+    """Refuses decay rates that ``update_moments`` cannot take."""
+    arguments.real("beta_1", beta_1, minimum=0, below=1)
+    arguments.real("beta_2", beta_2, minimum=0, below=1)

@@ -4,6 +4,9 @@ A variable of a coordinatewise part is run in chunks (``chunked_update``), one o
 part as a whole, by a compiled program for its shape.
 """
 
+import math
+
+import numpy as np
 import tensorflow as tf
 
 from l2l_tf import chunked_update
@@ -23,6 +26,29 @@ def _initial_state(rule, name, shape):
         sizes = chunked_update.chunk_sizes(tf.TensorShape(shape).num_elements())
         return [chunked_update.initial_state(rule, size) for size in sizes]
     return [chunked_update.initial_state(rule, [(name, shape)])]
+
+
+def rules_at_rest(rule, layout):
+    """The learned rules of a rule that make no step, for some of a layout's tensors.
+
+    Each is tried for a few steps, with gradients that are not 0, on the smallest of its tensors.
+    """
+    at_rest = []
+    for part in rule.parts(layout):
+        tensors = [layout[i] for i in part.indices if math.prod(layout[i][1])]
+        if not tensors or not part.rule.trainable_variables:
+            continue
+        name, shape = min(tensors, key=lambda tensor: math.prod(tensor[1]))
+        of_part, gradients = [(name, shape)], [tf.ones(shape, rule.dtype)]
+        if part.rule.coupling == "coordinate":
+            of_part, gradients = 1, tf.ones([1], rule.dtype)
+        state, steps = part.rule.initial_state(of_part), []
+        for _ in range(3):
+            updates, state = part.rule.update(gradients, state)
+            steps += tf.nest.flatten(updates)
+        if not any(np.any(step) for step in steps):
+            at_rest.append(part.rule)
+    return at_rest
 
 
 def _rules_of(rule, layout):
@@ -90,6 +116,7 @@ def _runner(rule):
     return run_tensors
 
 
+@compiled.shared
 def _tensor_program(rule):
     """Function of the rule's weights, a gradient and the leaves of its state, in any dtype."""
     programs = {}  # by shape: one function for all would look to TensorFlow like retracing

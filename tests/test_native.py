@@ -1,11 +1,13 @@
 """The native kernel against XLA's program and TensorFlow, and where it is not to be had."""
 
+import gc
 import os
 import pathlib
 import stat
 import subprocess
 import sys
 import tempfile
+import weakref
 
 import keras
 import numpy as np
@@ -107,6 +109,18 @@ def test_its_gradient_is_that_of_tensorflow():
 
 
 @needs_library
+def test_its_gradient_leaves_nothing_behind():
+    rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5, 5), 20)
+    update = tf.function(native_lstm.program(rule))
+    graph = weakref.ref(
+        update.get_concrete_function(compiled.weights(rule), gradients, state).graph
+    )
+    del update
+    gc.collect()
+    assert graph() is None
+
+
+@needs_library
 def test_inside_of_xla_it_gives_way():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5,), 20)
     update = compiled.update_program(rule)
@@ -150,7 +164,7 @@ def test_the_environment_turns_it_off_at_any_time(monkeypatch):
 
 @needs_library
 def test_no_saved_model_has_the_kernel(tmp_path):
-    rule = l2l_tf.update_rules.CoordinatewiseLSTM(layers=(4,))
+    rule = l2l_tf.update_rules.CoordinatewiseLSTM(layers=(4,), zero_head=False)
     model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     model.compile(optimizer=l2l_tf.LearnedOptimizer(rule), loss="mse")
     model.fit(np.ones([4, 3]), np.ones([4, 2]), verbose=0)

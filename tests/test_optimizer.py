@@ -1,5 +1,9 @@
 """LearnedOptimizer as a Keras optimizer. Keras' own tests of one: test_keras_conformance.py."""
 
+import gc
+import re
+import warnings
+
 import conftest
 import keras
 import numpy as np
@@ -350,18 +354,58 @@ def test_by_registered_name(tmp_path):
     assert float(optimizer.learning_rate) == 0.5
 
 
+NAN, RULE = float("nan"), update_rules.SGD(0.1)
+
+
 @pytest.mark.parametrize(
     "make, error, message",
     [
-        (lambda: l2l_tf.LearnedOptimizer(3), TypeError, "`rule` must be an UpdateRule"),
-        (lambda: l2l_tf.LearnedOptimizer("no-such"), ValueError, "Unknown rule 'no-such'"),
-        (lambda: l2l_tf.LearnedOptimizer(lstm(), "fast"), ValueError, "learning_rate"),
         (
-            lambda: l2l_tf.LearnedOptimizer(lstm(), state_dtype="int8"),
+            lambda: l2l_tf.LearnedOptimizer([3]),
+            TypeError,
+            "`rule` must be an UpdateRule.*mnist-mlp",
+        ),
+        (
+            lambda: l2l_tf.LearnedOptimizer(0.001),
+            TypeError,
+            r"`rule` must be .*LearnedOptimizer\(rule, learning_rate=0.001\).*mnist-mlp",
+        ),
+        (
+            lambda: l2l_tf.LearnedOptimizer(update_rules.SGD),
+            TypeError,
+            r"That is the class: make an instance, SGD\(...\)",
+        ),
+        (lambda: l2l_tf.LearnedOptimizer("no-such"), ValueError, "Unknown rule 'no-such'"),
+        (lambda: l2l_tf.LearnedOptimizer(RULE, "fast"), ValueError, "learning_rate"),
+        (lambda: l2l_tf.LearnedOptimizer(RULE, NAN), ValueError, "learning_rate=nan"),
+        (lambda: l2l_tf.LearnedOptimizer(RULE, -1.0), ValueError, "learning_rate=-1.0"),
+        (lambda: l2l_tf.LearnedOptimizer(RULE, True), TypeError, "learning_rate=True"),
+        (
+            lambda: l2l_tf.LearnedOptimizer(RULE, state_dtype="int8"),
             ValueError,
             "`state_dtype` must be one of .*'int8'",
         ),
-        (lambda: l2l_tf.LearnedOptimizer(lstm(), momentum=0.9), ValueError, "momentum"),
+        (lambda: l2l_tf.LearnedOptimizer(RULE, momentum=0.9), ValueError, "momentum"),
+        (lambda: l2l_tf.LearnedOptimizer(RULE, gradient_accumulation_steps=1), ValueError, "=1"),
+        (lambda: l2l_tf.LearnedOptimizer(RULE, name=3), ValueError, "name=3"),
+        *[
+            (lambda kwargs=kwargs: l2l_tf.LearnedOptimizer(RULE, **kwargs), error, f"`{key}` must")
+            for key, value, error in [
+                ("state_dtype", None, TypeError),
+                ("weight_decay", NAN, ValueError),
+                ("weight_decay", -0.1, ValueError),
+                ("weight_decay", "0.1", TypeError),
+                ("clipnorm", NAN, ValueError),
+                ("clipnorm", 0, ValueError),
+                ("clipvalue", "1", TypeError),
+                ("global_clipnorm", -1.0, ValueError),
+                ("use_ema", "yes", TypeError),
+                ("ema_momentum", NAN, ValueError),
+                ("loss_scale_factor", NAN, ValueError),
+                ("gradient_accumulation_steps", 2.5, TypeError),
+            ]
+            for kwargs in [{key: value}]
+        ],
     ],
 )
 def test_bad_arguments(make, error, message):
@@ -369,8 +413,169 @@ def test_bad_arguments(make, error, message):
         make()
 
 
+def test_its_repr_names_rule_and_rate():
+    by_kernel = update_rules.GroupedRule([("bias", update_rules.SGD(0.1)), ("", lstm())])
+    received = repr(l2l_tf.LearnedOptimizer(by_kernel, learning_rate=0.5))
+    assert re.search(r"rule=GroupedRule\(SGD, CoordinatewiseLSTM\) learning_rate=0.5>", received)
+    schedule = keras.optimizers.schedules.CosineDecay(1.0, 100)
+    assert "rate=CosineDecay>" in repr(l2l_tf.LearnedOptimizer(lstm(), schedule))
+
+
+def test_a_variable_without_a_rule_is_one_clear_error_in_fit():
+    rule = update_rules.GroupedRule([("bias", update_rules.SGD(0.1))])
+    with pytest.raises(ValueError) as caught:
+        fit(compiled(l2l_tf.LearnedOptimizer(rule)))
+    assert str(caught.value).startswith("No pattern of the GroupedRule matches the variable")
+    assert "user code" not in str(caught.value)
+
+
+def test_a_rule_that_moves_nothing_is_named_once():
+    untrained = update_rules.CoordinatewiseLSTM((4,), name="untrained")
+    rule = update_rules.GroupedRule([("bias", untrained), ("", update_rules.SGD(0.1))])
+    model = compiled(l2l_tf.LearnedOptimizer(rule))
+    with pytest.warns(
+        UserWarning, match="'untrained' .CoordinatewiseLSTM. moves no weight"
+    ) as warned:
+        fit(model)
+        model.train_on_batch(*next(iter(conftest.image_data())))
+    assert sum("moves no weight" in str(w.message) for w in warned) == 1
+
+
+@pytest.mark.parametrize("make_rule", [lstm, update_rules.Momentum, update_rules.SGD])
+def test_a_rule_that_moves_is_not_warned_of(make_rule):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(compiled(l2l_tf.LearnedOptimizer(make_rule())), epochs=1)
+
+
 def test_a_second_model_on_a_built_optimizer():
     optimizer = l2l_tf.LearnedOptimizer(lstm())
     fit(compiled(optimizer), epochs=1)
     with pytest.raises(ValueError, match="recreate a new optimizer"):
         fit(compiled(optimizer), epochs=1)
+
+
+RULES = {
+    "sgd": lambda: update_rules.SGD(0.1),
+    "momentum": lambda: update_rules.Momentum(0.1),
+    "rmsprop": lambda: update_rules.RMSprop(0.1),
+    "adam": lambda: update_rules.Adam(0.1),
+    "lstm": lstm,
+    "rnnprop": lambda: update_rules.RNNprop((4,), zero_head=False, seed=1),
+    "averaging": lambda: update_rules.GlobalAveragingLSTM((4,), 2, zero_head=False, seed=1),
+    "grouped": lambda: update_rules.GroupedRule(
+        [
+            ("conv", update_rules.KernelwiseLSTM((3, 3), (4,), zero_head=False, seed=1)),
+            ("", update_rules.RNNprop((4,), zero_head=False, seed=1)),
+        ]
+    ),
+}
+SHIPPED = {name: lambda name=name: l2l_tf.load(name) for name in l2l_tf.pretrained_names()}
+
+
+@pytest.fixture
+def check_numerics():
+    yield tf.debugging.enable_check_numerics
+    tf.debugging.disable_check_numerics()
+
+
+@pytest.fixture
+def dump_debug_info(tmp_path):
+    directory = str(tmp_path / "debug")
+    yield lambda: tf.debugging.experimental.enable_dump_debug_info(directory)
+    tf.debugging.experimental.disable_dump_debug_info()
+
+
+@pytest.fixture
+def run_functions_eagerly():
+    yield lambda: tf.config.run_functions_eagerly(True)
+    tf.config.run_functions_eagerly(False)
+
+
+def three_steps(rule):
+    """Weights after three steps, as `fit` makes them; one variable has chunks of XLA's size."""
+    shapes = {"conv": (3, 3, 1, 2), "bias": (5,), "table": (700, 100)}
+    variables = [keras.Variable(np.ones(shape), name=name) for name, shape in shapes.items()]
+    optimizer = l2l_tf.LearnedOptimizer(rule)
+    step = tf.function(lambda *gradients: optimizer.apply(gradients, variables))
+    for seed in range(3):
+        step(*gradients_like(variables, seed))
+    assert optimizer.skipped_steps == 0
+    return np.concatenate([v.numpy().ravel() for v in variables])
+
+
+@pytest.mark.parametrize(
+    "name", [*RULES, *[pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]]
+)
+@pytest.mark.parametrize("aid", ["check_numerics", "dump_debug_info", "run_functions_eagerly"])
+def test_debugging_aids_change_nothing(name, aid, request):
+    make_rule = {**RULES, **SHIPPED}[name]
+    expected = three_steps(make_rule())
+    request.getfixturevalue(aid)()
+    received = three_steps(make_rule())
+    np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_nan_of_the_model_is_found(check_numerics):
+    def model_with_nan():
+        model = conftest.mlp()
+        model.add(keras.layers.Lambda(lambda x: tf.math.log(x - 1e6)))
+        return model
+
+    check_numerics()
+    assert np.isfinite(fit(compiled(l2l_tf.LearnedOptimizer(lstm())))).all()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="op .*Log"):
+        fit(compiled(l2l_tf.LearnedOptimizer(lstm()), model_with_nan))
+
+
+def test_what_is_made_while_numbers_are_checked_is_not_for_later(check_numerics):
+    check_numerics()
+    three_steps(lstm())
+    tf.debugging.disable_check_numerics()
+    variable = tf.Variable(tf.ones([3]))
+    rule = update_rules.SGD(0.1)
+    optimizer = l2l_tf.LearnedOptimizer(rule)
+    rule.learning_rate.assign(np.inf)
+    optimizer.apply([tf.ones([3])], [variable])  # divergence as without the aid
+    assert not np.isfinite(variable.numpy()).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "rnnprop", "averaging"])
+@pytest.mark.parametrize("aid", ["check_numerics", "dump_debug_info"])
+def test_meta_training_and_evaluation_with_debugging_aids(name, aid, request):
+    request.getfixturevalue(aid)()
+    problem, rule = conftest.keras_problem(), RULES[name]()
+    trainer = l2l_tf.MetaTrainer(rule, problem, 5, 10)
+    trainer.compile(optimizer=keras.optimizers.Adam(1e-3))
+    loss = trainer.fit(trainer.dataset(0, 1), verbose=0).history["loss"]
+    assert np.isfinite(loss).all()
+    result = l2l_tf.evaluate(problem, {"rule": rule}, baselines=(), num_steps=5, num_seeds=2)
+    assert np.isfinite(result.losses["rule"]).all()
+
+
+def what_a_fit_leaves(rule):
+    """How many rules and functions of TensorFlow are alive after a model is gone."""
+    fit(compiled(l2l_tf.LearnedOptimizer(rule)), epochs=1)
+    del rule
+    keras.utils.clear_session()
+    gc.collect()
+    alive = gc.get_objects()
+    rules = [x for x in alive if isinstance(x, update_rules.UpdateRule)]
+    functions = [x for x in alive if isinstance(x, tf.types.experimental.PolymorphicFunction)]
+    return len(rules), len(functions)
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_models_of_one_process_share_the_programs_of_a_rule(native, monkeypatch):
+    monkeypatch.setenv("L2L_TF_NATIVE", native)
+    counts = [what_a_fit_leaves(lstm()) for _ in range(4)]
+    assert counts[1] == counts[3]
+
+
+def test_rules_of_other_settings_do_not_share_programs():
+    ends = []
+    for scale in (0.1, 0.5):
+        rule = update_rules.CoordinatewiseLSTM((4,), output_scale=scale, zero_head=False, seed=1)
+        ends.append(three_steps(rule) - 1.0)
+    np.testing.assert_allclose(ends[1], 5 * ends[0], rtol=1e-3, atol=1e-6)

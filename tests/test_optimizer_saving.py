@@ -1,15 +1,22 @@
 """Each way to save a model with a LearnedOptimizer resumes training bit for bit."""
 
 import copy
+import json
 import pickle
+import subprocess
+import sys
+import warnings
+import zipfile
 
 import conftest
+import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import l2l_tf
+from l2l_tf import optimizer as optimizer_lib
 from l2l_tf import update_rules
 
 
@@ -42,6 +49,20 @@ def everything(model):
 def by_keras_file(model, path):
     model.save(path / "model.keras")
     return keras.models.load_model(path / "model.keras")
+
+
+def by_keras_file_written_before(model, path):
+    """With φ in the config too, as every file was, and as without Keras' private attribute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizer_lib, "_weights_go_to_the_file", lambda: False)
+        model.save(path / "model.keras")
+    assert '"weights": [[' in config_in(path / "model.keras")
+    return keras.models.load_model(path / "model.keras")
+
+
+def config_in(path):
+    with zipfile.ZipFile(path) as file:
+        return file.read("config.json").decode()
 
 
 def by_weights_file(model, path):
@@ -101,6 +122,7 @@ def by_copies_of_copies_that_were_never_built(model, path):
     "save_and_restore",
     [
         by_keras_file,
+        by_keras_file_written_before,
         by_weights_file,
         by_checkpoint,
         by_checkpoint_before_the_optimizer_is_built,
@@ -185,3 +207,78 @@ def test_a_pickled_optimizer_refuses_another_model():
     restored.build(model.trainable_variables)
     for ours, theirs in zip(restored.variables, model.optimizer.variables):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("make_rule", [lstm, lambda: update_rules.GroupedRule([("", lstm())])])
+def test_the_config_in_a_keras_file_leaves_the_rules_weights_to_the_weights(make_rule, tmp_path):
+    model = new_model(make_rule())
+    model.save(tmp_path / "model.keras")
+    assert len(config_in(tmp_path / "model.keras")) < 6000
+    assert "in the file's weights" in config_in(tmp_path / "model.keras")
+    # Elsewhere a config is all there is.
+    for config in (model.optimizer.get_config(), model.to_json()):
+        assert "in the file's weights" not in json.dumps(config)
+
+
+def test_a_process_without_l2l_tf_gets_a_message_that_can_be_read(tmp_path):
+    model = new_model(update_rules.CoordinatewiseLSTM((20, 20)))
+    model.save(tmp_path / "model.keras")
+    program = f"import keras; keras.models.load_model({str(tmp_path / 'model.keras')!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    message = done.stderr[done.stderr.rindex("TypeError: ") :]
+    assert "LearnedOptimizer" in message and len(message) < 2000
+
+
+def test_a_keras_file_that_lacks_the_rules_weights_trains_nothing_in_silence(tmp_path):
+    model = new_model()
+    model.save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as file:
+        file.extractall(tmp_path)
+    with h5py.File(tmp_path / "model.weights.h5", "a") as weights:
+        del weights["optimizer/rule"]
+    with zipfile.ZipFile(tmp_path / "damaged.keras", "w") as file:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            file.write(tmp_path / name, name)
+    with pytest.warns(UserWarning, match="The file holds no update rule for"):
+        damaged = keras.models.load_model(tmp_path / "damaged.keras")
+    with pytest.raises(ValueError, match="lacks the weights of its update rule"):
+        fit(damaged)
+
+
+def test_one_rule_in_two_optimizers_of_a_model_is_one_again(tmp_path):
+    rule = lstm()
+    groups = keras.src.optimizers.multi_optimizer.OptimizerMap(
+        l2l_tf.LearnedOptimizer(rule, name="rest")
+    )
+    groups[".*bias"] = l2l_tf.LearnedOptimizer(rule, 0.5, name="biases")
+    model = new_model()
+    model.compile(keras.optimizers.MultiOptimizer(groups), loss=model.loss)
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        restored = keras.models.load_model(tmp_path / "model.keras")
+    ours, others = [optimizer.rule for optimizer in restored.optimizer.optimizers]
+    assert ours is others
+    np.testing.assert_array_equal(ours.weights[0], rule.weights[0])
+    fit(model)
+    fit(restored)
+    np.testing.assert_array_equal(restored.get_weights()[0], model.get_weights()[0])
+    # Another load makes another.
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.optimizer.optimizers[0].rule is not ours
+
+
+def test_an_h5_file_brings_the_rule_and_not_its_state(tmp_path):
+    model = new_model()
+    fit(model)
+    model.save(tmp_path / "model.h5")
+    restored = keras.models.load_model(tmp_path / "model.h5")
+    np.testing.assert_array_equal(restored.get_weights()[0], model.get_weights()[0])
+    for ours, saved in zip(restored.optimizer.rule.weights, model.optimizer.rule.weights):
+        np.testing.assert_array_equal(ours, saved)
+    assert int(restored.optimizer.iterations) == 0 and not restored.optimizer.built
+    fit(restored)
+    fresh = with_optimizer(model, l2l_tf.LearnedOptimizer.from_config(model.optimizer.get_config()))
+    fit(fresh)
+    np.testing.assert_array_equal(everything(restored), everything(fresh))

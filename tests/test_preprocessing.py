@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from l2l_tf import preprocessing
@@ -36,3 +37,36 @@ def test_moment_ratios_by_hand():
         m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
         root = math.sqrt(v / (1 - 0.95**t))
         np.testing.assert_allclose(features[:, 0], [g / root, m / (1 - 0.9**t) / root])
+
+
+ONES = tf.ones([1])
+MOMENTS = (ONES,) * 4
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: preprocessing.log_and_sign(ONES, 0), ValueError, "`p` must be .* above 0"),
+        (lambda: preprocessing.log_and_sign(ONES, 88), ValueError, "at most 87. Received: p=88"),
+        (lambda: preprocessing.log_and_sign(ONES, "10"), TypeError, "p='10'"),
+        (lambda: preprocessing.log_and_sign(tf.constant([1])), TypeError, "`gradients`.*int32"),
+        (
+            lambda: preprocessing.moment_ratios(ONES, MOMENTS, 0.9, 1.0),
+            ValueError,
+            "`beta_2` must be .* below 1",
+        ),
+        (
+            lambda: preprocessing.moment_ratios(ONES, MOMENTS, 0.9, 0.9, math.nan),
+            ValueError,
+            "epsilon=nan",
+        ),
+        (
+            lambda: preprocessing.update_moments(ONES, MOMENTS, None, 0.9),
+            TypeError,
+            "`beta_1` must be",
+        ),
+    ],
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -159,12 +159,71 @@ def test_rnnprop_is_bounded_and_blind_to_the_scale_of_the_loss():
     np.testing.assert_allclose(run(RULES["rnnprop"](), 1000 * gradients), updates, rtol=1e-3)
 
 
+NAN = float("nan")
+LSTMS = [
+    update_rules.CoordinatewiseLSTM,
+    update_rules.RNNprop,
+    update_rules.GlobalAveragingLSTM,
+    update_rules.KernelwiseLSTM,
+]
+WITH_P = [cls for cls in LSTMS if cls is not update_rules.RNNprop]
+BAD = [
+    (cls, {key: value}, error)
+    for classes, key, value, error in [
+        (LSTMS, "layers", (), ValueError),
+        (LSTMS, "layers", (20, 0), ValueError),
+        (LSTMS, "layers", [1.5], TypeError),
+        (LSTMS, "layers", (True,), TypeError),
+        (LSTMS, "layers", "20", TypeError),
+        (LSTMS, "output_scale", NAN, ValueError),
+        (LSTMS, "output_scale", 0, ValueError),
+        (LSTMS, "output_scale", "0.1", TypeError),
+        (LSTMS, "zero_head", "yes", TypeError),
+        (LSTMS, "seed", 1.5, TypeError),
+        (LSTMS, "dtype", "int8", ValueError),
+        (LSTMS, "dtype", 32, TypeError),
+        (LSTMS, "name", 3, ValueError),
+        (WITH_P, "p", 0, ValueError),
+        (WITH_P, "p", NAN, ValueError),
+        (WITH_P, "p", 1000, ValueError),
+        (WITH_P, "p", "10", TypeError),
+        (LSTMS[2:3], "num_averaging", True, TypeError),
+        (LSTMS[2:3], "num_averaging", 2.0, TypeError),
+        (LSTMS[2:3], "num_averaging", 0, ValueError),
+        (LSTMS[3:], "kernel_shape", 5, ValueError),
+        (LSTMS[3:], "kernel_shape", (5, 1.5), TypeError),
+        (LSTMS[3:], "kernel_shape", (0, 5), ValueError),
+        ([update_rules.RNNprop, update_rules.Adam], "beta_1", 1.0, ValueError),
+        ([update_rules.RNNprop, update_rules.Adam], "beta_2", NAN, ValueError),
+        ([update_rules.RNNprop, update_rules.Adam], "beta_2", "0.9", TypeError),
+        ([update_rules.RMSprop], "rho", 1.0, ValueError),
+        ([update_rules.RMSprop, update_rules.Adam], "epsilon", -1e-7, ValueError),
+        ([update_rules.RMSprop, update_rules.Adam], "epsilon", None, TypeError),
+        ([update_rules.Momentum], "momentum", NAN, ValueError),
+        ([update_rules.Momentum], "momentum", 1.1, ValueError),
+        ([update_rules.Momentum], "nesterov", 1, TypeError),
+        ([update_rules.SGD, update_rules.Adam], "learning_rate", NAN, ValueError),
+        ([update_rules.SGD, update_rules.Adam], "learning_rate", 0, ValueError),
+        ([update_rules.SGD, update_rules.Adam], "learning_rate", "0.1", TypeError),
+    ]
+    for cls in classes
+]
+
+
+@pytest.mark.parametrize("cls, kwargs, error", BAD)
+def test_bad_arguments_are_named(cls, kwargs, error):
+    ((key, _),) = kwargs.items()
+    with pytest.raises(error, match=rf"`{key}` must .*Received: .*{key}=") as caught:
+        cls(**kwargs)
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda: update_rules.CoordinatewiseLSTM(layers=()), r"`layers`.*\(20, 20\)"),
         (lambda: update_rules.CoordinatewiseLSTM(layers=(20, 0)), "`layers`"),
-        (lambda: update_rules.CoordinatewiseLSTM(p=0), "`p` must be positive"),
+        (lambda: update_rules.CoordinatewiseLSTM(p=0), "`p` must be .* above 0"),
         (lambda: update_rules.RNNprop(beta_2=1.0), "beta_2=1.0"),
         (lambda: update_rules.SGD(learning_rate=-1), "learning_rate=-1"),
         (lambda: update_rules.SGD(dtype="int8"), "'int8'"),
@@ -173,6 +232,21 @@ def test_rnnprop_is_bounded_and_blind_to_the_scale_of_the_loss():
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_arguments_of_numpy_and_tensorflow():
+    rule = update_rules.CoordinatewiseLSTM([np.int64(3)], dtype=tf.float32, seed=np.int32(1))
+    assert rule.layers == (3,) and rule.dtype == "float32"
+    assert rule.get_config() == type(rule).from_config(rule.get_config()).get_config()
+
+
+@pytest.mark.parametrize("dtype, p", [("float32", 87), ("float64", 708)])
+def test_the_largest_p_gives_numbers(dtype, p):
+    rule = update_rules.CoordinatewiseLSTM((3,), p=p, zero_head=False, seed=0, dtype=dtype)
+    gradients = np.array([[0.0, 1e-30, -1.0, 1e30]], dtype)
+    assert np.isfinite(run(rule, gradients)).all()
+    with pytest.raises(ValueError, match=f"at most {p}. Received: p={p + 1}"):
+        update_rules.CoordinatewiseLSTM(p=p + 1, dtype=dtype)
 
 
 def test_weights_that_do_not_fit_are_refused():

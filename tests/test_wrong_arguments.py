@@ -24,16 +24,19 @@ DENSE = [keras.Input([2]), keras.layers.Dense(1)]
 # Values that are not of a kind.
 WRONG = {
     "count": [0, -1, 1.5, NAN, "x", [], True],
+    "count or 0": [-1, 1.5, "x", []],  # Keras takes 0 for None
     "integer": [1.5, NAN, "x", [], True],
     "learning rate": [NAN, "fast", []],
     "positive": [0, -1, NAN, INF, "x", [], True],
     "not negative": [-1, NAN, INF, "x", [], True],
     "number": [NAN, INF, "x", [], True],
     "decay": [-0.5, 1.0, NAN, "x", []],
+    "share": [-0.5, 1.5, NAN, "x", []],
     "boolean": [2, "yes", []],
     "name": [3, [], ""],
     "dtype": [3, "int8", []],
-    "units": [3, "x", [], [0], [1.5], [True], ["x"]],
+    "layer's name": [3, []],
+    "units": ["x", [], [0], [1.5], [True], ["x"]],
     "hidden units": [3, "x", [0], [1.5], [True], ["x"]],
     "path": [3, [], "", object()],
     "function": [3, "x", []],
@@ -62,9 +65,9 @@ LSTM = {
     "zero_head": "boolean",
     "seed": "integer",
     "dtype": "dtype",
-    "name": "name",
+    "name": "layer's name",
 }
-HAND_DESIGNED = {"learning_rate": "positive", "dtype": "dtype", "name": "name"}
+HAND_DESIGNED = {"learning_rate": "positive", "dtype": "dtype", "name": "layer's name"}
 
 
 def model():
@@ -103,8 +106,8 @@ PUBLIC = {
             "clipvalue": "positive",
             "global_clipnorm": "positive",
             "use_ema": "boolean",
-            "ema_momentum": "decay",
-            "ema_overwrite_frequency": "count",
+            "ema_momentum": "share",
+            "ema_overwrite_frequency": "count or 0",
             "loss_scale_factor": "positive",
             "gradient_accumulation_steps": "count",
             "state_dtype": "dtype",
@@ -195,7 +198,7 @@ PUBLIC = {
     ),
     problems.get: (lambda: {"name": "mnist"}, {"name": "problem's name", "data_dir": "path"}),
     update_rules.SGD: (dict, HAND_DESIGNED),
-    update_rules.Momentum: (dict, {**HAND_DESIGNED, "momentum": "decay", "nesterov": "boolean"}),
+    update_rules.Momentum: (dict, {**HAND_DESIGNED, "momentum": "share", "nesterov": "boolean"}),
     update_rules.RMSprop: (dict, {**HAND_DESIGNED, "rho": "decay", "epsilon": "not negative"}),
     update_rules.Adam: (
         dict,
@@ -205,8 +208,11 @@ PUBLIC = {
     update_rules.RNNprop: (dict, {**LSTM, "beta_1": "decay", "beta_2": "decay"}),
     update_rules.GlobalAveragingLSTM: (dict, {**LSTM, "p": "positive", "num_averaging": "count"}),
     update_rules.KernelwiseLSTM: (dict, {**LSTM, "p": "positive", "kernel_shape": "kernel shape"}),
-    update_rules.GroupedRule: (dict, {"groups": "groups", "name": "name"}),
-    update_rules.UpdateRule: (dict, {"dtype": "dtype", "name": "name"}),
+    update_rules.GroupedRule: (
+        lambda: {"groups": [(".*", rule())]},
+        {"groups": "groups", "name": "layer's name"},
+    ),
+    update_rules.UpdateRule: (dict, {"dtype": "dtype", "name": "layer's name"}),
 }
 # Methods, of the objects that the functions make.
 METHODS = {
@@ -234,7 +240,7 @@ def check_refused(call, function_name, name, value):
         *_, last = traceback.extract_tb(error.__traceback__)
         where = f"{function_name}({name}={value!r}): {type(error).__name__}: {text[:300]}"
         assert len(text) < 1000 and "in user code" not in text, where
-        words = {name, *map(repr, tf.nest.flatten(value)), "An image"}
+        words = {name, "optimizers", *map(repr, tf.nest.flatten(value)), "An image"}
         assert any(word in text for word in words), f"no word of the argument: {where}"
         # Keras checks some of its own arguments, and names them.
         of_keras = pathlib.Path(last.filename).is_relative_to(pathlib.Path(keras.__file__).parent)

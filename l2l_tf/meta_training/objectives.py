@@ -44,7 +44,13 @@ def loss_weights(objective, losses):
     with tf.GradientTape() as tape:
         tape.watch(losses)
         value = mean_objective(objective, losses)
-    return tf.where(tf.math.is_finite(value), tape.gradient(value, losses), math.nan)
+    weights = tape.gradient(value, losses)
+    # The NaN is made where it is due alone: tf.debugging.enable_check_numerics looks for it.
+    return tf.cond(
+        tf.math.is_finite(value),
+        lambda: weights,
+        lambda: tf.fill(tf.shape(weights), tf.constant(math.nan, weights.dtype)),
+    )
 
 
 def mean_objective(objective, losses):

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from l2l_tf import preprocessing
+from l2l_tf import arguments, preprocessing
 from l2l_tf.update_rules import base
 from l2l_tf.update_rules.lstm_stack import LSTMStack
 
@@ -50,14 +50,15 @@ class GlobalAveragingLSTM(LSTMStack):
         name=None,
     ):
         super().__init__(layers, 2, 1, zero_head, seed, dtype=dtype, name=name)
-        if not isinstance(num_averaging, int) or not 1 <= num_averaging <= min(self.layers):
+        self.num_averaging = arguments.integer("num_averaging", num_averaging, 1)
+        if num_averaging > min(self.layers):
             raise ValueError(
-                "`num_averaging` must be an int, at least 1 and at most the units of each layer. "
+                "`num_averaging` must be at most the units of each layer. "
                 f"Received: num_averaging={num_averaging}, layers={self.layers}"
             )
-        preprocessing.check_p(p)
-        self.num_averaging = num_averaging
+        preprocessing.check_p(p, self.dtype)
         self.p = p
+        arguments.real("output_scale", output_scale, above=0)
         self.output_scale = output_scale
 
     def initial_state(self, layout):

@@ -1,13 +1,20 @@
 """UpdateRule: the interface between gradients and updates."""
 
+import hashlib
 import warnings
+import weakref
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf import arguments
+
+DTYPES = ("float32", "float64")
 COUPLINGS = ("coordinate", "tensor", "global")
+# Rules made of a config without φ, by the name that it has in place of φ.
+_AWAITING = weakref.WeakValueDictionary()
 
 
 class Part(NamedTuple):
@@ -63,12 +70,11 @@ class UpdateRule(keras.layers.Layer):
     """
 
     coupling = "coordinate"
+    # What names φ in a config that leaves it to the file's weights, until these are loaded.
+    awaits_weights = None
 
     def __init__(self, *, dtype="float32", name=None):
-        if dtype not in ("float32", "float64"):
-            raise ValueError(
-                f"An update rule's dtype must be 'float32' or 'float64'. Received: dtype={dtype!r}"
-            )
+        dtype = arguments.choice("dtype", getattr(dtype, "name", dtype), DTYPES)  # or tf.float32
         if self.coupling not in COUPLINGS:
             raise ValueError(
                 f"{type(self).__name__}.coupling must be one of {COUPLINGS}. "
@@ -165,12 +171,29 @@ class UpdateRule(keras.layers.Layer):
         own = self._trainable_variables + self._non_trainable_variables  # not of rules within
         if own and not store.keys():
             warnings.warn(
-                f"The file holds no update rule, so '{self.name}' keeps its own weights. The model "
-                "was saved without a LearnedOptimizer.",
+                f"The file holds no update rule for '{self.name}', which keeps its own weights. "
+                "The model was saved without a LearnedOptimizer; or with one rule in several "
+                "optimizers, by an older l2l_tf, and then these weights are right.",
                 stacklevel=2,
             )
             return
         super().load_own_variables(store)
+        self.awaits_weights = None
+
+    def leave_weights_to_the_file(self, config):
+        """Takes φ out of this rule's config, for a file that holds it anyway, as weights.
+
+        Args:
+            config: of ``get_config``. Changed: in place of φ is a name for this rule, by which
+                ``from_config`` makes one rule of several configs of it, as long as none has its
+                weights. Not so for a class with a ``from_config`` of its own.
+        """
+        if (
+            "weights" in config
+            and type(self).from_config.__func__ is UpdateRule.from_config.__func__
+        ):
+            digest = hashlib.sha256(repr(config["weights"]).encode()).hexdigest()
+            config["weights"] = f"in the file's weights, {digest[:16]}-{id(self)}"
 
     def get_config(self):
         config = {"name": self.name, "dtype": self.dtype_policy.name}
@@ -182,8 +205,14 @@ class UpdateRule(keras.layers.Layer):
     def from_config(cls, config):
         config = dict(config)
         weights = config.pop("weights", None)
+        if isinstance(weights, str) and weights == getattr(
+            _AWAITING.get(weights), "awaits_weights", None
+        ):
+            return _AWAITING[weights]
         rule = cls(**config)
-        if weights is not None:
+        if isinstance(weights, str):  # of ``leave_weights_to_the_file``
+            rule.awaits_weights, _AWAITING[weights] = weights, rule
+        elif weights is not None:
             expected = [tuple(w.shape) for w in rule.trainable_variables]
             received = [np.shape(w) for w in weights]
             if expected != received:

@@ -1,10 +1,12 @@
 """GroupedRule: a rule of its own for each group of variables."""
 
 import re
+from collections.abc import Iterable
 
 import keras
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.update_rules import base, serialization
 
 
@@ -96,6 +98,10 @@ class GroupedRule(base.UpdateRule):
         (update,), (state,) = rule.update([gradient], [state])
         return update, {number: state}
 
+    def leave_weights_to_the_file(self, config):
+        for rule, group in zip(self.rules, config["groups"]):
+            rule.leave_weights_to_the_file(group["rule"]["config"])
+
     def get_config(self):
         groups = [
             {"pattern": _pattern_config(pattern), "rule": serialization.serialize(rule)}
@@ -114,7 +120,7 @@ class GroupedRule(base.UpdateRule):
 
 def _checked(groups):
     """The groups as a list of pairs, each with a pattern and a rule that can be together."""
-    groups = list(groups)
+    groups = list(arguments.instance("groups", groups, Iterable, "a list of (pattern, rule)"))
     if not groups or not all(isinstance(g, (list, tuple)) and len(g) == 2 for g in groups):
         raise ValueError(
             "`groups` must be a list of (pattern, rule), one at least, such as "

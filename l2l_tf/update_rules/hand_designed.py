@@ -7,7 +7,7 @@ that one compiled program serves a whole grid of learning rates.
 import keras
 import tensorflow as tf
 
-from l2l_tf import preprocessing
+from l2l_tf import arguments, preprocessing
 from l2l_tf.update_rules import base
 
 
@@ -16,10 +16,7 @@ class HandDesignedRule(base.UpdateRule):
 
     def __init__(self, learning_rate, dtype="float32", name=None):
         super().__init__(dtype=dtype, name=name)
-        if not learning_rate > 0:
-            raise ValueError(
-                f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
-            )
+        arguments.real("learning_rate", learning_rate, above=0)
         self.learning_rate = self.add_weight(
             name="learning_rate",
             shape=(),
@@ -64,7 +61,9 @@ class Momentum(HandDesignedRule):
         self, learning_rate=0.01, momentum=0.9, nesterov=False, dtype="float32", name=None
     ):
         super().__init__(learning_rate, dtype, name)
+        arguments.real("momentum", momentum, minimum=0, maximum=1)
         self.momentum = momentum
+        arguments.boolean("nesterov", nesterov)
         self.nesterov = nesterov
 
     def initial_state(self, layout):
@@ -89,7 +88,9 @@ class RMSprop(HandDesignedRule):
 
     def __init__(self, learning_rate=0.001, rho=0.9, epsilon=1e-7, dtype="float32", name=None):
         super().__init__(learning_rate, dtype, name)
+        arguments.real("rho", rho, minimum=0, below=1)
         self.rho = rho
+        arguments.real("epsilon", epsilon, minimum=0)
         self.epsilon = epsilon
 
     def initial_state(self, layout):
@@ -121,8 +122,10 @@ class Adam(HandDesignedRule):
         name=None,
     ):
         super().__init__(learning_rate, dtype, name)
+        preprocessing.check_betas(beta_1, beta_2)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
+        arguments.real("epsilon", epsilon, minimum=0)
         self.epsilon = epsilon
 
     def initial_state(self, layout):

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from l2l_tf import preprocessing
+from l2l_tf import arguments, preprocessing
 from l2l_tf.update_rules.lstm_stack import LSTMStack
 
 
@@ -48,19 +48,20 @@ class KernelwiseLSTM(LSTMStack):
         dtype="float32",
         name=None,
     ):
-        is_pair = isinstance(kernel_shape, (list, tuple)) and len(kernel_shape) == 2
-        if not is_pair or not all(isinstance(size, int) and size > 0 for size in kernel_shape):
+        if not isinstance(kernel_shape, (list, tuple)) or len(kernel_shape) != 2:
             raise ValueError(
-                "`kernel_shape` must be the height and width of the kernels, two positive ints "
-                f"such as (5, 5). Received: kernel_shape={kernel_shape!r}"
+                "`kernel_shape` must be the height and width of the kernels, such as (5, 5). "
+                f"Received: kernel_shape={kernel_shape!r}"
             )
+        kernel_shape = tuple(arguments.integer("kernel_shape", size, 1) for size in kernel_shape)
         num_weights = kernel_shape[0] * kernel_shape[1]
         super().__init__(
             layers, 2 * num_weights, num_weights, zero_head, seed, dtype=dtype, name=name
         )
-        preprocessing.check_p(p)
-        self.kernel_shape = tuple(kernel_shape)
+        preprocessing.check_p(p, self.dtype)
+        self.kernel_shape = kernel_shape
         self.p = p
+        arguments.real("output_scale", output_scale, above=0)
         self.output_scale = output_scale
 
     @property

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from l2l_tf import preprocessing
+from l2l_tf import arguments, preprocessing
 from l2l_tf.update_rules import base, lstm_cells
 from l2l_tf.update_rules.lstm_stack import LSTMStack
 
@@ -115,8 +115,9 @@ class CoordinatewiseLSTM(LSTMRule):
         name=None,
     ):
         super().__init__(layers, 2, zero_head, seed, dtype=dtype, name=name)
-        preprocessing.check_p(p)
+        preprocessing.check_p(p, self.dtype)
         self.p = p
+        arguments.real("output_scale", output_scale, above=0)
         self.output_scale = output_scale
 
     def preprocess(self, gradients, moments):

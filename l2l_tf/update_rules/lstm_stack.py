@@ -6,6 +6,7 @@ A column is whatever has an LSTM state of its own: a coordinate, or a convolutio
 import keras
 import tensorflow as tf
 
+from l2l_tf import arguments
 from l2l_tf.update_rules import base, lstm_cells
 
 
@@ -26,15 +27,15 @@ class LSTMStack(base.UpdateRule):
     def __init__(self, layers, num_features, num_outputs, zero_head, seed, **kwargs):
         super().__init__(**kwargs)
         layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
-        if not layers or not all(isinstance(units, int) and units > 0 for units in layers):
+        if not layers:
             raise ValueError(
-                "`layers` must give the units of each LSTM layer, positive ints such as (20, 20). "
+                "`layers` must give the units of each LSTM layer, such as (20, 20). "
                 f"Received: layers={layers}"
             )
-        self.layers = layers
+        self.layers = layers = tuple(arguments.integer("layers", units, 1) for units in layers)
         self.num_outputs = num_outputs
-        self.zero_head = zero_head
-        self.seed = seed
+        self.zero_head = arguments.boolean("zero_head", zero_head)
+        self.seed = None if seed is None else arguments.integer("seed", seed)
         self._kernels, self._biases = [], []
         width = num_features
         for index, units in enumerate(layers):

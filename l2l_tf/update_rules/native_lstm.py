@@ -4,12 +4,15 @@ XLA writes the gates of a step to memory and reads them again; the kernel keeps 
 What is not an LSTM (features, the scale of the updates) is left to XLA and TensorFlow.
 """
 
-import keras
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util  # no public name tells what XLA compiles
 
 from l2l_tf.native import library
+from l2l_tf.update_rules import lstm_cells, xla
 from l2l_tf.update_rules.lstm import LSTMRule
+
+# Coordinates from which on the features take less time as an XLA program: below, TensorFlow's
+# kernels are as fast, and need no program for each size.
+XLA_PAYS = 16_384
 
 
 def can_run(rule, state=()):
@@ -22,7 +25,7 @@ def can_run(rule, state=()):
         and rule.dtype == "float32"
         and {leaf.dtype for leaf in tf.nest.flatten(state)} <= {tf.float32, tf.bfloat16}
         and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
-        and not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+        and not xla.is_compiling()
         and library.load() is not None
     )
 
@@ -34,7 +37,7 @@ def program(rule):
         Function of the rule's weights, gradients ``[N]`` and state, whose leaves are all float32 or
         all bfloat16; to ``(updates, state)``, in the same dtype.
     """
-    preprocess = {}  # by N: one function for all would look to TensorFlow like retracing
+    compiled_features = {}  # by N: one function for all would look to TensorFlow like retracing
 
     def features_of(gradients, moments):
         features, new = rule.preprocess(
@@ -44,10 +47,12 @@ def program(rule):
 
     def run(weights, gradients, state):
         layers, moments = state
-        size = gradients.shape[0]
-        if size not in preprocess:
-            preprocess[size] = tf.function(features_of, jit_compile=True, autograph=False)
-        features, moments = preprocess[size](gradients, moments)
+        size, preprocess = gradients.shape[0], features_of
+        if size >= XLA_PAYS:
+            if size not in compiled_features:
+                compiled_features[size] = xla.program(features_of)
+            preprocess = compiled_features[size]
+        features, moments = preprocess(gradients, moments)
         outputs, layers = _run_layers(rule, weights, features, layers)
         return rule.postprocess(outputs[0]), (layers, moments)
 
@@ -55,32 +60,36 @@ def program(rule):
 
 
 def _run_layers(rule, weights, features, layers):
-    """``rule.run_layers``, and its gradient, for which TensorFlow computes it once more."""
-    structure = (weights, features, layers)
-
-    def by_tensorflow(weights, features, layers):
-        with keras.StatelessScope(state_mapping=list(zip(rule.variables, weights))):
-            outputs, new = rule.run_layers(
-                features, tf.nest.map_structure(lambda s: tf.cast(s, rule.dtype), layers)
-            )
-        return outputs, tf.nest.map_structure(lambda s, old: tf.cast(s, old.dtype), new, layers)
-
-    @tf.custom_gradient
-    def run(*inputs):
-        weights, features, layers = tf.nest.pack_sequence_as(structure, inputs)
-        states = tf.nest.flatten(layers)
-        outputs, new_states = library.load().l2l_lstm_step(features, weights, states)
-        outputs.set_shape([rule.num_outputs, features.shape[1]])
-        for new, old in zip(new_states, states):
-            new.set_shape(old.shape)
-
-        def gradient(*cotangents):
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                again = tf.nest.flatten(by_tensorflow(*tf.nest.pack_sequence_as(structure, inputs)))
-            return tape.gradient(again, inputs, output_gradients=cotangents)
-
-        return (outputs, *new_states), gradient
-
-    outputs, *new_states = run(*tf.nest.flatten(structure))
+    """``rule.run_layers`` by the kernel."""
+    states = tf.nest.flatten(layers)
+    outputs, new_states = library.load().l2l_lstm_step(features, weights, states)
+    outputs.set_shape([rule.num_outputs, features.shape[1]])
+    for new, old in zip(new_states, states):
+        new.set_shape(old.shape)
     return outputs, tf.nest.pack_sequence_as(layers, new_states)
+
+
+# Once, by the op's name: TensorFlow keeps each ``tf.custom_gradient`` that a graph has met, with
+# all that it refers to.
+@tf.RegisterGradient("L2lLstmStep")
+def _gradient(op, *cotangents):
+    """Of the kernel: TensorFlow computes the step once more."""
+    inputs = list(op.inputs)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        again = _by_tensorflow(inputs)
+    return tape.gradient(again, inputs, output_gradients=list(cotangents))
+
+
+def _by_tensorflow(inputs):
+    """What the kernel computes: from the flat list of its inputs to that of its outputs."""
+    num_layers = (len(inputs) - 3) // 4
+    features, weights, states = inputs[0], inputs[1 : -2 * num_layers], inputs[-2 * num_layers :]
+    *kernels_and_biases, head, head_bias = weights
+    new_states = []
+    for index in range(num_layers):
+        layer = lstm_cells.halved(*kernels_and_biases[2 * index : 2 * index + 2])
+        of_layer = [tf.cast(state, features.dtype) for state in states[2 * index : 2 * index + 2]]
+        (features, cell), _ = lstm_cells.step(*layer, features, of_layer)
+        new_states += [tf.cast(new, states[0].dtype) for new in (features, cell)]
+    return [tf.matmul(head, features) + head_bias, *new_states]

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from l2l_tf import preprocessing
+from l2l_tf import arguments, preprocessing
 from l2l_tf.update_rules.lstm import LSTMRule
 
 
@@ -45,11 +45,10 @@ class RNNprop(LSTMRule):
         name=None,
     ):
         super().__init__(layers, 2, zero_head, seed, dtype=dtype, name=name)
-        for key, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
-            if not 0.0 <= beta < 1.0:
-                raise ValueError(f"`{key}` must be in [0, 1). Received: {key}={beta}")
+        preprocessing.check_betas(beta_1, beta_2)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
+        arguments.real("output_scale", output_scale, above=0)
         self.output_scale = output_scale
 
     def initial_moments(self, num_coordinates):
