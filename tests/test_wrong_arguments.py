@@ -97,7 +97,7 @@ KERAS_DATA = {
 # For each function: arguments that it takes, and of which kind its arguments are.
 PUBLIC = {
     l2l_tf.LearnedOptimizer: (
-        lambda: {"rule": rule()},
+        lambda: {"rule": rule(), "use_ema": True},
         {
             "rule": "rule's name or path",
             "learning_rate": "learning rate",
