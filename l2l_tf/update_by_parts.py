@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from l2l_tf import chunked_update
-from l2l_tf.update_rules import compiled
+from l2l_tf.update_rules import base, compiled
 
 
 def initial_states(rule, layout):
@@ -34,7 +34,7 @@ def rules_at_rest(rule, layout):
     Each is tried for a few steps, with gradients that are not 0, on the smallest of its tensors.
     """
     at_rest = []
-    for part in rule.parts(layout):
+    for part in base.parts_of(rule, layout):
         tensors = [layout[i] for i in part.indices if math.prod(layout[i][1])]
         if not tensors or not part.rule.trainable_variables:
             continue
@@ -54,7 +54,7 @@ def rules_at_rest(rule, layout):
 def _rules_of(rule, layout):
     """The rule that runs each of a layout's tensors: a list."""
     rules = [None] * len(layout)
-    for part in rule.parts(layout):
+    for part in base.parts_of(rule, layout):
         for index in part.indices:
             rules[index] = part.rule
     return rules

@@ -525,8 +525,14 @@ class BadParts(update_rules.GlobalAveragingLSTM):
 )
 def test_parts_that_forget_a_tensor_or_take_one_twice(indices):
     parts = [update_rules.base.Part(rule(), of_part) for of_part in indices]
-    with pytest.raises(ValueError, match="each of the 2 tensors .* in one part.*x_0.*x_1"):
-        MetaTrainer(BadParts(parts), Simple(2), 5, 10)
+    bad = BadParts(parts)
+    for use in (
+        lambda: MetaTrainer(bad, Simple(2), 5, 10),
+        lambda: l2l_tf.evaluate(Simple(2), {"bad": bad}, [], num_steps=2, num_seeds=1),
+        lambda: l2l_tf.LearnedOptimizer(bad).build(Simple(2).variables()),
+    ):
+        with pytest.raises(ValueError, match="each of the 2 tensors .* in one part.*x_0.*x_1"):
+            use()
 
 
 @pytest.mark.parametrize("received", [None, [1, 2], [(rule, (0, 1))], [("adam", (0, 1))]])

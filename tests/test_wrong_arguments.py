@@ -24,7 +24,7 @@ DENSE = [keras.Input([2]), keras.layers.Dense(1)]
 # Values that are not of a kind.
 WRONG = {
     "count": [0, -1, 1.5, NAN, "x", [], True],
-    "count or 0": [-1, 1.5, "x", []],  # Keras takes 0 for None
+    "count or 0": [-1, 1.5, "x"],  # Keras takes 0 for None
     "integer": [1.5, NAN, "x", [], True],
     "learning rate": [NAN, "fast", []],
     "positive": [0, -1, NAN, INF, "x", [], True],

@@ -13,7 +13,7 @@ from l2l_tf.evaluation.learning_curves import Arena
 from l2l_tf.evaluation.pictures import picture_rows
 from l2l_tf.evaluation.report import Result
 from l2l_tf.problems.base import SIDES, check_problem
-from l2l_tf.update_rules import UpdateRule
+from l2l_tf.update_rules import UpdateRule, base
 
 
 def evaluate(
@@ -75,7 +75,7 @@ def evaluate(
     contestants = _contestants(optimizers, baselines)
     for optimizer in contestants.values():
         if isinstance(optimizer, UpdateRule):
-            optimizer.parts(problem.layout)  # refuses a layout that it cannot take
+            base.parts_of(optimizer, problem.layout)  # refuses a layout that it cannot take
 
     arena = Arena(problem, num_steps, side, seed)
     with _Progress(verbose) as progress:

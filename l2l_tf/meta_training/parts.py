@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from l2l_tf import arguments
 from l2l_tf.update_rules import base
 
 
@@ -28,7 +27,7 @@ def parts_of(rule, layout):
     """
     starts = [base.num_coordinates(layout[:index]) for index in range(len(layout) + 1)]
     parts = []
-    for rule_of_part, indices in _checked(rule.parts(layout), rule, layout):
+    for rule_of_part, indices in base.parts_of(rule, layout):
         runs = []
         for index in indices:
             start, size = starts[index], starts[index + 1] - starts[index]
@@ -73,25 +72,3 @@ def state_of_rule(rule, parts, states):
 def has_coordinatewise_part(rule, layout):
     """Whether some of the coordinates can be drawn for a meta-gradient by themselves."""
     return any(part.rule.coupling == "coordinate" for part in parts_of(rule, layout))
-
-
-def _checked(parts, rule, layout):
-    """What a rule's ``parts`` returned, each of the layout's tensors in one part."""
-    expected = (
-        f"{type(rule).__name__}.parts(layout) must return a list of Part(rule, indices), each of "
-        f"the {len(layout)} tensors of the layout in one part"
-    )
-    try:
-        pairs = [(rule_of_part, list(indices)) for rule_of_part, indices in parts]
-    except TypeError:
-        raise TypeError(f"{expected}. Received: {parts!r}") from None
-    for rule_of_part, _ in pairs:
-        arguments.instance("rule", rule_of_part, base.UpdateRule, "an UpdateRule, in each part")
-    of_parts = [indices for _, indices in pairs]
-    is_increasing = all(indices == sorted(indices) for indices in of_parts)
-    if not is_increasing or sorted(sum(of_parts, [])) != list(range(len(layout))):
-        raise ValueError(
-            f"{expected}, in increasing order. Received the indices: "
-            f"{of_parts} of {[name for name, _ in layout]}"
-        )
-    return pairs

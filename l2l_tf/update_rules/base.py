@@ -225,6 +225,33 @@ class UpdateRule(keras.layers.Layer):
         return rule
 
 
+def parts_of(rule, layout):
+    """A rule's ``parts(layout)``, checked: each of the layout's tensors is in one of them.
+
+    Raises:
+        TypeError, ValueError: they are no parts, or forget a tensor, or take one twice.
+    """
+    expected = (
+        f"{type(rule).__name__}.parts(layout) must return a list of Part(rule, indices), each of "
+        f"the {len(layout)} tensors of the layout in one part"
+    )
+    parts = rule.parts(layout)
+    try:
+        parts = [Part(rule_of_part, tuple(indices)) for rule_of_part, indices in parts]
+    except TypeError:
+        raise TypeError(f"{expected}. Received: {parts!r}") from None
+    for part in parts:
+        arguments.instance("rule", part.rule, UpdateRule, "an UpdateRule, in each part")
+    of_parts = [list(part.indices) for part in parts]
+    is_increasing = all(indices == sorted(indices) for indices in of_parts)
+    if not is_increasing or sorted(sum(of_parts, [])) != list(range(len(layout))):
+        raise ValueError(
+            f"{expected}, in increasing order. Received the indices: "
+            f"{of_parts} of {[name for name, _ in layout]}"
+        )
+    return parts
+
+
 def num_coordinates(layout):
     """Number of coordinates N of a layout (an int, or a list of ``(name, shape)``).
 
