@@ -15,7 +15,16 @@ import threading
 
 from absl import app, flags, logging
 
-PROBLEMS = runpy.run_path(os.path.join(os.path.dirname(__file__), "problems", "names.py"))["HELP"]
+
+def _read(*path):
+    """The names in a file of this package that is plain text, by itself."""
+    return runpy.run_path(os.path.join(os.path.dirname(__file__), *path))
+
+
+PROBLEMS = _read("problems", "names.py")["HELP"]
+_REGISTRY = _read("update_rules", "registry.py")
+RULES, CONV_RULES = _REGISTRY["RULES"], _REGISTRY["CONV_RULES"]
+RULES_HELP = _REGISTRY["help_on"](RULES)
 
 # Far more than any machine can do, but nothing overflows.
 MAX_COUNT = 10**9

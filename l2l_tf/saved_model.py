@@ -4,13 +4,11 @@ import textwrap
 
 import tensorflow as tf
 
-from l2l_tf.update_rules import GroupedRule
-
 
 def module(rule):
     """A ``tf.Module`` with the functions of a SavedModel."""
     exported = tf.Module()
-    if isinstance(rule, GroupedRule):
+    if rule.rules:
         exported.rules = [module(of_group) for of_group in rule.rules]
         if all(isinstance(pattern, str) for pattern in rule.patterns):
             exported.patterns = tf.Variable(list(rule.patterns), trainable=False)

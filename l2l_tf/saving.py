@@ -22,7 +22,7 @@ import tensorflow as tf
 from l2l_tf import arguments, paths, rule_directory, saved_model
 from l2l_tf.atomic_files import exists, file_errors, new_directory, read_text, write_json
 from l2l_tf.rule_directory import RULE_FILE
-from l2l_tf.update_rules import GroupedRule, base, serialization
+from l2l_tf.update_rules import base, serialization
 
 FORMAT_VERSION = 1  # of rule.json and of card.json
 CARD_FILE = "card.json"
@@ -175,9 +175,14 @@ def pretrained_path(name):
 def fingerprint(rule):
     """Eight hex digits of a rule's class, config and φ; not of its Keras name."""
     content = serialization.serialize(rule)
-    for of_rule in [content, *(group["rule"] for group in content["config"].get("groups", []))]:
-        of_rule["config"].pop("name", None)
+    _leave_out_names(content)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _leave_out_names(of_rule):
+    of_rule["config"].pop("name", None)
+    for group in of_rule["config"].get("groups", []):
+        _leave_out_names(group["rule"])
 
 
 def read_card(directory):
@@ -367,10 +372,12 @@ def _rebuild(content, path):
 
 def _try(rule):
     """One step of the rule, for the least that it takes."""
-    for each in rule.rules if isinstance(rule, GroupedRule) else [rule]:
-        if each.coupling == "coordinate":
-            each.update(tf.zeros([1], each.dtype), each.initial_state(1))
-            continue
-        shape = tuple(size or 1 for size in each.tensor_shape or (1,))
-        state = each.initial_state([("tensor", shape)])
-        each.update([tf.zeros(shape, each.dtype)], state)
+    if rule.rules:
+        for each in rule.rules:
+            _try(each)
+    elif rule.coupling == "coordinate":
+        rule.update(tf.zeros([1], rule.dtype), rule.initial_state(1))
+    else:
+        shape = tuple(size or 1 for size in rule.tensor_shape or (1,))
+        state = rule.initial_state([("tensor", shape)])
+        rule.update([tf.zeros(shape, rule.dtype)], state)

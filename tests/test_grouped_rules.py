@@ -48,6 +48,13 @@ def interleaved():
     return GroupedRule([("kernel", lstm(1)), ("", lstm(2))])
 
 
+def nested():
+    """As of ``grouped``, its last two groups in a rule of their own."""
+    inner = GroupedRule([("conv", kernelwise()), (".*", lstm())])
+    empty = ("no such", update_rules.RNNprop((3,), seed=0))
+    return GroupedRule([empty, ("bias$", averaging()), (".*", inner)])
+
+
 def conv_net():
     layers = keras.layers
     return keras.Sequential(
@@ -70,11 +77,17 @@ def run(rule, layout, num_steps=3, seed=0):
     return [np.stack(of_tensor) for of_tensor in zip(*updates)]
 
 
-TENSOR_RULES = {"averaging": averaging, "kernelwise": kernelwise, "grouped": grouped}
+TENSOR_RULES = {
+    "averaging": averaging,
+    "kernelwise": kernelwise,
+    "grouped": grouped,
+    "nested": nested,
+}
 LAYOUTS = {
     "averaging": [KERNEL, BIAS, ("scalar", ())],
     "kernelwise": [KERNEL, ("conv2d_1/kernel", (3, 3, 1, 1))],
     "grouped": [("dense/kernel", (2, 5)), BIAS, KERNEL],
+    "nested": [("dense/kernel", (2, 5)), BIAS, KERNEL],
 }
 
 
@@ -136,7 +149,7 @@ def test_a_kernel_sees_its_own_weights_and_no_other_kernel():
 
 
 @pytest.mark.parametrize(
-    "make_rule", [grouped, interleaved, pytest.param(averaging, marks=pytest.mark.slow)]
+    "make_rule", [nested, interleaved, pytest.param(averaging, marks=pytest.mark.slow)]
 )
 def test_meta_gradient_equals_taping_the_unroll(make_rule):
     """The tape runs the rule as a whole, tensor by tensor; the identity runs it by parts."""
@@ -157,8 +170,40 @@ def test_meta_gradient_equals_taping_the_unroll(make_rule):
             )
     assert sum(b is not None and np.abs(b).max() > 1e-3 for b in expected) >= 6
     empty = [a for a, b in zip(received, expected) if b is None]
-    assert len(empty) == (4 if make_rule is grouped else 0)
+    assert len(empty) == (4 if make_rule is nested else 0)
     assert all(not np.any(a) for a in empty)
+
+
+def test_nested_groups_are_the_same_rule_as_their_groups_in_one_list(tmp_path):
+    layout = LAYOUTS["nested"]
+    for inner, outer in zip(run(nested(), layout), run(grouped(), layout)):
+        np.testing.assert_array_equal(inner, outer)
+    parts = {tuple(p.indices): type(p.rule) for p in nested().parts(layout)}
+    assert parts == {tuple(p.indices): type(p.rule) for p in grouped().parts(layout)}
+
+    # In `fit`, and saved and loaded.
+    l2l_tf.save(nested(), tmp_path / "rule")
+    loaded = l2l_tf.load(tmp_path / "rule")
+    assert l2l_tf.saving.fingerprint(loaded) == l2l_tf.saving.fingerprint(nested())
+    ends = []
+    for rule in (grouped(), nested(), loaded):
+        keras.utils.set_random_seed(0)
+        model = conv_net()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(l2l_tf.LearnedOptimizer(rule), loss)
+        model.fit(conftest.image_data(), verbose=0, shuffle=False)
+        ends.append(np.concatenate([w.ravel() for w in model.get_weights()]))
+    np.testing.assert_array_equal(ends[1], ends[0])
+    np.testing.assert_array_equal(ends[2], ends[0])
+    alone = tf.saved_model.load(str(tmp_path / "rule"))
+    _, _, inner = alone.rules
+    assert [p.decode() for p in inner.patterns.numpy()] == ["conv", ".*"]
+    updates, _ = inner.rules[1].update(tf.ones([2]), inner.rules[1].initial_state(2))
+    np.testing.assert_allclose(updates, lstm().update(tf.ones([2]), lstm().initial_state(2))[0])
+
+    shared = lstm()
+    with pytest.raises(ValueError, match="is, or has, the very same object"):
+        GroupedRule([("x", shared), (".*", GroupedRule([("y", shared), (".*", lstm())]))])
 
 
 @pytest.mark.slow

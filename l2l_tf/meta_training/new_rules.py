@@ -5,13 +5,7 @@ import re
 from l2l_tf import arguments, update_rules
 from l2l_tf.problems import own_code
 from l2l_tf.update_rules import base, serialization
-
-RULES = {
-    "lstm": update_rules.CoordinatewiseLSTM,
-    "rnnprop": update_rules.RNNprop,
-    "averaging": update_rules.GlobalAveragingLSTM,
-}
-CONV_RULES = {**RULES, "kernelwise": update_rules.KernelwiseLSTM}
+from l2l_tf.update_rules.registry import CONV_RULES, RULES
 
 # In a variable's Keras path, such as "net/conv2d/kernel": "conv" in the name of its layer, which
 # by default is the class' name in snake case.
@@ -23,13 +17,13 @@ def new_rule(name, layers, seed, conv_name=None, layout=None):
     """A rule with new meta-parameters.
 
     Args:
-        name: of ``RULES``; or "package.module:class", an ``UpdateRule`` of one's own, or in place
-            of the class a function that returns one. It gets `layers` and `seed` if its signature
-            names them.
+        name: of ``registry.RULES``; or "package.module:class", an ``UpdateRule`` of one's own, or
+            in place of the class a function that returns one. It gets `layers` and `seed` if its
+            signature names them.
         layers: units of each LSTM layer.
         seed: int, of the initial meta-parameters.
-        conv_name: of ``CONV_RULES`` or as `name`, of a rule of its own for the variables of
-            convolutions (kernels and biases; "kernelwise": kernels alone); None for none.
+        conv_name: of ``registry.CONV_RULES`` or as `name`, of a rule of its own for the variables
+            of convolutions (kernels and biases; "kernelwise": kernels alone); None for none.
         layout: of the problem, for `conv_name`.
 
     Returns:
@@ -80,15 +74,18 @@ def takes_layers(name):
 
 def name_of(rule):
     """The command line's name of a rule's class, or the class' own."""
-    names = {cls: name for name, cls in CONV_RULES.items()}
-    return names.get(type(rule), type(rule).__name__)
+    names = {cls: name for name, (cls, _) in CONV_RULES.items()}
+    cls = type(rule).__name__
+    is_ours = getattr(update_rules, cls, None) is type(rule)
+    return names.get(cls, cls) if is_ours else cls
 
 
 def _make(argument, name, rules, layers, seed, **options):
     arguments.text(argument, name)
     if ":" not in name:
         arguments.choice(argument, name, rules)
-        return rules[name](layers=layers, seed=seed, **options)
+        cls, _ = rules[name]
+        return getattr(update_rules, cls)(layers=layers, seed=seed, **options)
     offered = {"layers": layers, "seed": seed}
     rule = own_code.call(
         "Rule", name, base.UpdateRule, "an l2l_tf.update_rules.UpdateRule", offered

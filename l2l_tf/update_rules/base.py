@@ -70,6 +70,7 @@ class UpdateRule(keras.layers.Layer):
     """
 
     coupling = "coordinate"
+    rules = ()  # that this one is made of; see ``GroupedRule``
     # What names φ in a config that leaves it to the file's weights, until these are loaded.
     awaits_weights = None
 

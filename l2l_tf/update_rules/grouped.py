@@ -19,9 +19,9 @@ class GroupedRule(base.UpdateRule):
     one kind alone, such as ``KernelwiseLSTM``.
 
     Args:
-        groups: list of ``(pattern, rule)``. A pattern is a regular expression, searched
-            (``re.search``) in a variable's name (its Keras path, such as
-            "sequential/conv2d/kernel"); or a function of ``(name, shape)`` to a bool, which is
+        groups: list of ``(pattern, rule)``; a rule may be a ``GroupedRule`` itself. A pattern is a
+            regular expression, searched (``re.search``) in a variable's name (its Keras path, such
+            as "sequential/conv2d/kernel"); or a function of ``(name, shape)`` to a bool, which is
             saved with the rule by its name if ``keras.saving.register_keras_serializable`` knows
             it. A variable belongs to the first pattern that matches.
         name: Keras layer name.
@@ -54,13 +54,15 @@ class GroupedRule(base.UpdateRule):
             self._track_trackable(rule, f"rule_{index}")
 
     def parts(self, layout):
-        """One part for each rule whose group is not empty; see ``UpdateRule.parts``."""
+        """The parts of each rule whose group is not empty; see ``UpdateRule.parts``."""
         groups = [self._group_of(name, shape) for name, shape in layout]
-        parts = [
-            base.Part(rule, tuple(i for i, group in enumerate(groups) if group == number))
-            for number, rule in enumerate(self.rules)
-        ]
-        return [part for part in parts if part.indices]
+        parts = []
+        for number, rule in enumerate(self.rules):
+            indices = [i for i, group in enumerate(groups) if group == number]
+            if indices:
+                of_group = base.parts_of(rule, [layout[i] for i in indices])
+                parts += [base.Part(p.rule, tuple(indices[i] for i in p.indices)) for p in of_group]
+        return parts
 
     def initial_state(self, layout):
         return [self._initial_state_of(*tensor) for tensor in layout]
@@ -133,29 +135,31 @@ def _checked(groups):
                 f"Each rule of a GroupedRule must be an UpdateRule. Received: {rule!r} for the "
                 f"pattern {pattern!r}"
             )
-        if isinstance(rule, GroupedRule):
-            raise ValueError(
-                f"The rule for the pattern {pattern!r} is a GroupedRule itself. Put its groups "
-                "into the list of this one: the first pattern that matches wins."
-            )
         if rule.coupling == "global":
             raise ValueError(
                 "The rules of a GroupedRule must have the coupling 'coordinate' or 'tensor'. "
                 f"Received: {type(rule).__name__} with coupling 'global'"
             )
-    rules = [rule for _, rule in groups]
-    for index, (pattern, rule) in enumerate(groups):
-        if any(rule is other for other in rules[:index]):
+    before = set()
+    for pattern, rule in groups:
+        of_rule = {id(part) for part in _made_of(rule)}
+        if before & of_rule:
             raise ValueError(
-                f"The rule for the pattern {pattern!r} is the very same object as one before it. "
-                "Join their patterns, as in 'conv|bias', or give each a rule of its own."
+                f"The rule for the pattern {pattern!r} is, or has, the very same object as one "
+                "before it. Join their patterns, as in 'conv|bias', or give each a rule of its own."
             )
-    if len({rule.dtype for rule in rules}) > 1:
+        before |= of_rule
+    dtypes = [rule.dtype for _, rule in groups]
+    if len(set(dtypes)) > 1:
         raise ValueError(
-            "The rules of a GroupedRule must have one dtype. Received: "
-            + ", ".join(rule.dtype for rule in rules)
+            f"The rules of a GroupedRule must have one dtype. Received: {', '.join(dtypes)}"
         )
     return groups
+
+
+def _made_of(rule):
+    """The rule, or if it is made of others, these."""
+    return [part for other in rule.rules for part in _made_of(other)] if rule.rules else [rule]
 
 
 def _check_pattern(pattern):
