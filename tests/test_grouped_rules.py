@@ -441,7 +441,6 @@ class Global(UpdateRule):
         (lambda: GroupedRule([(3, lstm())]), "Received: 3"),
         (lambda: GroupedRule([("a", type(lstm()))]), "must be an UpdateRule. Received: <class"),
         (lambda: GroupedRule([("a", "lstm")]), "must be an UpdateRule. Received: 'lstm'"),
-        (lambda: GroupedRule([("a", grouped())]), "Put its groups into the list"),
         (lambda: GroupedRule([("a", Global())]), "Global with coupling 'global'"),
         (lambda: GroupedRule([("a", r := lstm()), ("b", r)]), "Join their patterns"),
         (
