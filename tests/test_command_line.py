@@ -151,12 +151,17 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def slow(*values):
+    """For what loads TensorFlow before it fails: by default, tests/test_flags.py does it once."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "script, flags, message",
     [
         ("meta_train", ["--rule=lstn"], "value should be one of <lstm|rnnprop|averaging>"),
         ("meta_train", ["--problem=digit"], "Did you mean 'digits'"),
-        ("meta_train", ["--problem=digits+nan*lasso"], "Received the member: 'nan*lasso'"),
+        slow("meta_train", ["--problem=digits+nan*lasso"], "Received the member: 'nan*lasso'"),
         ("meta_train", ["--num_steps=30"], "num_steps=30, unroll_length=20"),
         ("meta_train", ["--layers=20,x"], "--layers must be integers"),
         (
@@ -164,9 +169,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
             ["--init_from=some/rule", "--rule=lstm", "--layers=4"],
             "Received also: --rule and --layers",
         ),
-        ("meta_train", ["--init_from=no/such"], "No directory 'no/such'"),
+        slow("meta_train", ["--init_from=no/such"], "No directory 'no/such'"),
         ("evaluate", ["--baselines=adm"], "Did you mean 'adam'"),
-        ("evaluate", ["--optimizers=no/such"], "No directory 'no/such'"),
+        slow("evaluate", ["--optimizers=no/such"], "No directory 'no/such'"),
     ],
 )
 def test_bad_flags_get_one_clear_line(script, flags, message, tmp_path):

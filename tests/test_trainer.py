@@ -33,8 +33,15 @@ def fitted(trainer_, epochs=2, num_episodes=4, **kwargs):
     return history.history
 
 
-@pytest.mark.parametrize("credit", ["episode", "segment"])
-@pytest.mark.parametrize("options", [{}, {"second_derivatives": True}])
+@pytest.mark.parametrize(
+    "credit, options",
+    [
+        ("segment", {}),
+        ("episode", {"second_derivatives": True}),
+        pytest.param("episode", {}, marks=pytest.mark.slow),
+        pytest.param("segment", {"second_derivatives": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_meta_training_lowers_the_loss(credit, options):
     trainer_ = trainer(conftest.keras_problem(), credit=credit, meta_batch_size=2, **options)
     validation = trainer_.validation_dataset(0, 4)
@@ -216,6 +223,7 @@ def test_weights_saved_within_an_episode_resume_in_it(tmp_path):
     assert first_difference(second, whole) is None
 
 
+@pytest.mark.slow  # as BackupAndRestore does, by default
 def test_a_checkpoint_of_the_weights_resumes(tmp_path):
     whole, first, second = (compiled("episode") for _ in range(3))
     whole.fit(whole.dataset(0, 4), epochs=2, verbose=0)
@@ -391,6 +399,7 @@ def test_several_devices_are_refused():
             trainer()
 
 
+@pytest.mark.slow
 def test_several_steps_an_execution(monkeypatch):
     """The rate counts all steps; the place of a divergence is that of the first."""
     ticks = itertools.count()
