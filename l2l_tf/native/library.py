@@ -104,16 +104,9 @@ def _warn(who, reason):
 
 def _compiler():
     """A command, with its arguments."""
-    march = os.environ.get("L2L_TF_MARCH") or "native"
-    # It is one argument, whatever stands in it; but "x86-64 -fplugin=..." shall have a clear error.
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", march):
-        raise ValueError(
-            "The environment's L2L_TF_MARCH must be the plain name of an architecture, of letters, "
-            f"digits and . + _ -, such as x86-64-v3. Received: {march!r}"
-        )
     command = os.environ.get("CXX", "").strip() or "c++"
     try:
-        return [*shlex.split(command), f"-march={march}"]
+        return shlex.split(command)
     except ValueError as error:  # a quote that does not end
         raise ValueError(
             "The environment's CXX must be a C++ compiler's command, quoted as in a shell. "
@@ -121,19 +114,31 @@ def _compiler():
         ) from error
 
 
+def _march():
+    """The architecture's name, as the compiler has it."""
+    march = os.environ.get("L2L_TF_MARCH") or "native"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", march):
+        raise ValueError(
+            "The environment's L2L_TF_MARCH must be the plain name of an architecture, of letters, "
+            f"digits and . + _ -, such as x86-64-v3. Received: {march!r}"
+        )
+    return march
+
+
 def _path(compiler):
     """Where the compiled library is, or is to be."""
     # All that it depends on: "native" is this processor, whose features are its name's.
+    source, command = SOURCE.read_text(encoding="utf-8"), _command(compiler)
     version = _run([*compiler, "--version"])
-    source = SOURCE.read_text(encoding="utf-8")
-    parts = [source, *_command(compiler), version, tf.version.GIT_VERSION, _processor()]
+    parts = [source, *command, version, tf.version.GIT_VERSION, _processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return _cache_directory() / f"lstm_step-{digest}.so"
 
 
 def _command(compiler):
     link = [*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags()]
-    return [*compiler, *FLAGS, "-shared", "-fPIC", str(SOURCE), *link]
+    flags = [*FLAGS, f"-march={_march()}", "-shared", "-fPIC"]
+    return [*compiler, *flags, str(SOURCE), *link]
 
 
 def _compile(compiler, path):
