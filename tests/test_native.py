@@ -345,8 +345,19 @@ def test_a_library_is_built_once(build_by, tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_only_the_step_that_is_named_for_it_compiles(monkeypatch):
-    """What has been loaded is there without one."""
+def test_only_the_step_that_is_named_for_it_compiles(build_by, monkeypatch):
+    monkeypatch.setattr(library, "_is_built", False)
+    monkeypatch.setattr(library, "_load", lambda: "the library")
+    assert library.load(may_build=False) is None
+    with pytest.warns(UserWarning, match="cannot be had"):
+        build_by("exit 1")
+    assert library.load(may_build=False) is None
+    build_by('[ -z "$output" ] || echo > "$output"')
+    assert library.load(may_build=False) == "the library"
+
+
+@needs_library
+def test_what_has_been_loaded_is_there_without_a_compiler(monkeypatch):
     loaded = library.load()
     monkeypatch.setattr(library, "_run", lambda command: pytest.fail("the compiler is run"))
     monkeypatch.setattr(library, "build", lambda *args: pytest.fail("it is built again"))

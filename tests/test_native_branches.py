@@ -225,11 +225,11 @@ def test_no_branch_fails_under_the_sanitizers(tmp_path):
         "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's and TensorFlow's own
     }
-    tests = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
+    tests = [sys.executable, "-m", "pytest", "-q", "-n0", "-s", "-p", "no:cacheprovider", __file__]
     result = subprocess.run(
         [*tests, "-m", "not slow"], env=environment, capture_output=True, text=True
     )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert result.returncode == 0, result.stdout[-10_000:] + result.stderr[-10_000:]
     assert " passed" in result.stdout
     for built in tmp_path.rglob("*.so"):
         assert b"__asan_init" in built.read_bytes() and b"__ubsan_handle" in built.read_bytes()

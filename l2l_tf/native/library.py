@@ -31,12 +31,14 @@ SOURCE = pathlib.Path(__file__).parent / "lstm_step.cc"
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno"]
 MAX_SECONDS = 120  # of a run of the compiler, which takes about two
 _lock = threading.Lock()
+_is_built = False  # by a call of `build` in this process, or found by it
 
 
 def build(anew=False):
     """Compiles the library, unless this machine has done so before, in about two seconds.
 
-    This is the one step that runs the compiler. ``load`` takes what it has written.
+    This is the one step that compiles. Whoever wants the kernel calls it once a process; ``load``
+    takes what it has written.
 
     Args:
         anew: also over a library that is there, which TensorFlow could not load.
@@ -48,6 +50,7 @@ def build(anew=False):
     Raises:
         ValueError: ``L2L_TF_MARCH`` or ``CXX`` can be no architecture or command.
     """
+    global _is_built
     if _is_off():
         return None
     compiler = _compiler()
@@ -61,15 +64,18 @@ def build(anew=False):
         is_known = isinstance(error, subprocess.CalledProcessError) and error.stderr
         _warn(f"{shlex.join(compiler)} said", error.stderr if is_known else error)
         return None
+    _is_built = True
     return path
 
 
-def load():
+def load(may_build=True):
     """The module of the library's ops; None where it cannot be had.
 
-    The first call builds it, where no one has done so; the others return what the first did.
+    Args:
+        may_build: call ``build`` where no one has done so. Without, there is no library until then:
+            to ask whether there is one takes no time.
     """
-    if _is_off():
+    if _is_off() or not (may_build or _is_built):
         return None
     with _lock:  # two threads would register the op twice
         return _load()
