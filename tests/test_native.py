@@ -26,6 +26,12 @@ needs_library = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def _not_turned_off(monkeypatch):
+    """What needs no library is tested also where the environment turns it off."""
+    monkeypatch.delenv("L2L_TF_NATIVE", raising=False)
+
+
 def rule_and_inputs(rule_class, layers, n, seed=0):
     rule = rule_class(layers=layers, zero_head=False, seed=1)
     gradients = tf.random.stateless_normal([n], [seed, 0])
@@ -325,6 +331,7 @@ def a_compiler(directory, script):
 @pytest.fixture
 def build_by(monkeypatch, tmp_path):
     """Function of a shell script, as of ``a_compiler``, to what ``library.build`` makes of it."""
+    monkeypatch.delenv("L2L_TF_MARCH", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def build(script, **kwargs):
@@ -392,7 +399,6 @@ def test_two_threads_load_one_library(monkeypatch):
     monkeypatch.setattr(library, "build", lambda *args: "library")
     monkeypatch.setattr(tf, "load_op_library", load_op_library)
     monkeypatch.setattr(library, "_load", functools.cache(library._load.__wrapped__))
-    monkeypatch.delenv("L2L_TF_NATIVE", raising=False)
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         assert list(threads.map(lambda _: library.load(), range(2))) == ["library", "library"]
     assert calls == ["library"]
