@@ -1,5 +1,7 @@
 """The native kernel against XLA's program and TensorFlow, and where it is not to be had."""
 
+import concurrent.futures
+import functools
 import gc
 import os
 import pathlib
@@ -7,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 
 import keras
@@ -23,6 +26,12 @@ needs_library = pytest.mark.skipif(
     or any(device.device_type != "CPU" for device in tf.config.list_logical_devices()),
     reason="no C++ compiler, or not a CPU",
 )
+
+
+@pytest.fixture(autouse=True)
+def _not_turned_off(monkeypatch):
+    """What needs no library is tested also where the environment turns it off."""
+    monkeypatch.delenv("L2L_TF_NATIVE", raising=False)
 
 
 def rule_and_inputs(rule_class, layers, n, seed=0):
@@ -312,3 +321,167 @@ def test_a_compiler_that_fails_is_reported(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="no space left"):
         assert library._load.__wrapped__() is None
     assert not list((tmp_path / "l2l_tf").iterdir())
+
+
+@needs_library
+@pytest.mark.parametrize("num_weights, num_states", [(3, 3), (5, 1), (8, 2), (1, 1)])
+def test_as_many_weights_as_layers_need(num_weights, num_states):
+    """Also where their sum is right, in which case states would be read as weights."""
+    weights = [tf.ones([16, 6]), tf.ones([16, 1]), tf.ones([1, 4]), tf.ones([1, 1])] * 2
+    states = [tf.cast(tf.ones([4, 9]), tf.bfloat16)] * num_states
+    with pytest.raises(tf.errors.InvalidArgumentError, match="two weights and two states of each"):
+        library.load().l2l_lstm_step(tf.ones([2, 9]), weights[:num_weights], states)
+
+
+def a_compiler(directory, script):
+    """A command that runs a shell script; ``$output`` is the file that it is to write, if any."""
+    find_output = 'for word; do [ "$last" = -o ] && output=$word; last=$word; done'
+    path = directory / "compiler"
+    path.write_text(f"#!/bin/sh\n{find_output}\n{script}\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+@pytest.fixture
+def build_by(monkeypatch, tmp_path):
+    """Function of a shell script, as of ``a_compiler``, to what ``library.build`` makes of it."""
+    monkeypatch.delenv("L2L_TF_MARCH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def build(script, **kwargs):
+        monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
+        return library.build(**kwargs)
+
+    return build
+
+
+def test_a_library_is_built_once(build_by, tmp_path):
+    script = f'[ -z "$output" ] || echo run | tee -a {tmp_path}/runs > "$output"'
+    path = build_by(script)
+    assert path.parent == tmp_path / "cache" / "l2l_tf" and path.read_text() == "run\n"
+    assert build_by(script) == path
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert build_by(script, anew=True) == path
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_only_the_step_that_is_named_for_it_compiles(build_by, monkeypatch):
+    monkeypatch.setattr(library, "_is_built", False)
+    monkeypatch.setattr(library, "_load", lambda: "the library")
+    assert library.load(may_build=False) is None
+    with pytest.warns(UserWarning, match="cannot be had"):
+        build_by("exit 1")
+    assert library.load(may_build=False) is None
+    build_by('[ -z "$output" ] || echo > "$output"')
+    assert library.load(may_build=False) == "the library"
+
+
+@needs_library
+def test_what_has_been_loaded_is_there_without_a_compiler(monkeypatch):
+    loaded = library.load()
+    monkeypatch.setattr(library, "_run", lambda command: pytest.fail("the compiler is run"))
+    monkeypatch.setattr(library, "build", lambda *args: pytest.fail("it is built again"))
+    assert library.load() is loaded
+
+
+def test_two_that_build_at_once_do_not_meet(monkeypatch, tmp_path):
+    """Each writes a file of its own; the last one stays, whole."""
+    both_are_here = f"""
+        [ -z "$output" ] && exit
+        touch {tmp_path}/here-$$
+        for i in $(seq 100); do [ "$(ls {tmp_path} | grep -c here-)" = 2 ] && break; sleep 0.1; done
+        echo a library > "$output"
+        """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", a_compiler(tmp_path, both_are_here))
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: library.build(), range(2))
+    assert len(list(tmp_path.glob("here-*"))) == 2
+    assert first == second and first.read_text() == "a library\n"
+    assert list(first.parent.iterdir()) == [first]
+
+
+def test_two_threads_load_one_library(monkeypatch):
+    calls = []
+
+    def load_op_library(path):
+        calls.append(path)
+        time.sleep(0.2)  # for the other thread to come
+        return path
+
+    monkeypatch.setattr(library, "build", lambda *args: "library")
+    monkeypatch.setattr(tf, "load_op_library", load_op_library)
+    monkeypatch.setattr(library, "_load", functools.cache(library._load.__wrapped__))
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda _: library.load(), range(2))) == ["library", "library"]
+    assert calls == ["library"]
+
+
+def test_a_compiler_that_does_not_end_is_ended(build_by, monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "MAX_SECONDS", 0.5)
+    with pytest.warns(UserWarning, match=r"cannot be had.*timed out after 0\.5 seconds"):
+        assert build_by('[ -z "$output" ] || exec sleep 60') is None
+    assert not list((tmp_path / "cache" / "l2l_tf").iterdir())
+
+
+def test_a_compiler_cannot_ask(build_by):
+    assert (
+        build_by('read answer; [ -z "$output" ] || echo "<$answer>" > "$output"').read_text()
+        == "<>\n"
+    )
+
+
+def test_a_compiler_that_is_killed_is_reported(build_by):
+    with pytest.warns(UserWarning, match="died with <Signals.SIGKILL"):
+        assert build_by('[ -z "$output" ] || kill -9 $$') is None
+
+
+def test_what_cannot_be_loaded_is_reported(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", a_compiler(tmp_path, '[ -z "$output" ] || echo text > "$output"'))
+    with pytest.warns(UserWarning, match="TensorFlow said: .*(file too short|invalid ELF|slice)"):
+        assert library._load.__wrapped__() is None
+
+
+def test_turned_off_nothing_is_built(build_by, monkeypatch):
+    monkeypatch.setenv("L2L_TF_NATIVE", "0")
+    assert build_by("exit 1") is None
+
+
+def test_each_architecture_has_a_library_of_its_own(build_by, monkeypatch):
+    script = '[ -z "$output" ] || echo "$@" > "$output"'
+    paths = {}
+    for march in ("", "native", "x86-64-v3", "armv8.2-a+fp16"):
+        monkeypatch.setenv("L2L_TF_MARCH", march)
+        paths[march] = build_by(script)
+        assert f"-march={march or 'native'} " in paths[march].read_text()
+    assert paths[""] == paths["native"] and len(set(paths.values())) == 3
+
+
+@pytest.mark.parametrize("march", ["-native", "x86-64 -O0", "x86-64\n", "../x", "a=b", " "])
+def test_an_architecture_is_a_plain_name(march, build_by, monkeypatch):
+    monkeypatch.setenv("L2L_TF_MARCH", march)
+    with pytest.raises(ValueError, match="L2L_TF_MARCH must be the plain name"):
+        build_by("exit 1")
+
+
+def test_a_compiler_is_a_command(monkeypatch):
+    monkeypatch.setenv("CXX", 'c++ "-O2')
+    with pytest.raises(ValueError, match="CXX must be a C.. compiler's command"):
+        library.build()
+    monkeypatch.setenv("CXX", " ")
+    assert library._compiler()[0] == "c++"
+
+
+def test_without_a_directory_a_process_compiles_once(build_by, monkeypatch):
+    monkeypatch.setattr(
+        library, "_own_directory", functools.cache(library._own_directory.__wrapped__)
+    )
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    script = '[ -z "$output" ] || echo $$ > "$output"'
+    path = build_by(script)
+    assert path.is_file()  # in the cache
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    private = build_by(script)
+    assert private.parent != path.parent and build_by(script) == private

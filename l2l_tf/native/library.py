@@ -1,7 +1,9 @@
-"""The native library: compiled at first use, kept in the user's cache, loaded into TensorFlow.
+"""The native library: compiled once a machine, kept in the user's cache, loaded into TensorFlow.
 
 Nothing depends on it but speed: without a compiler, or with ``L2L_TF_NATIVE=0``, XLA's programs
-do the same.
+do the same. ``L2L_TF_MARCH`` names the processor to compile for, as the compiler's ``-march``; by
+default, the one at hand. What is compiled for another may end the process by an illegal
+instruction.
 
 Loading a library runs its code. So the directory and the library must be this user's, and no one
 else may be able to write them; otherwise each process compiles one of its own.
@@ -13,75 +15,140 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import shlex
 import shutil
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 
 import tensorflow as tf
 
 SOURCE = pathlib.Path(__file__).parent / "lstm_step.cc"
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"]
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno"]
+MAX_SECONDS = 120  # of a run of the compiler, which takes about two
+_lock = threading.Lock()
+_is_built = False  # by a call of `build` in this process, or found by it
 
 
-def load():
-    """The module of the library's ops; None where it cannot be had.
+def build(anew=False):
+    """Compiles the library, unless this machine has done so before, in about two seconds.
 
-    Compiles it if this machine has not done so yet, in about two seconds. A compiler that fails
-    gets a warning with what it said.
+    This is the one step that compiles. Whoever wants the kernel calls it once a process; ``load``
+    takes what it has written.
+
+    Args:
+        anew: also over a library that is there, which TensorFlow could not load.
+
+    Returns:
+        The library's path. None where there is no compiler, where it fails (with a warning that
+        has what it said), and with ``L2L_TF_NATIVE=0``.
+
+    Raises:
+        ValueError: ``L2L_TF_MARCH`` or ``CXX`` can be no architecture or command.
     """
-    return None if os.environ.get("L2L_TF_NATIVE", "1") == "0" else _load()
-
-
-@functools.cache
-def _load():
+    global _is_built
+    if _is_off():
+        return None
     compiler = _compiler()
     if sys.platform not in ("linux", "darwin") or shutil.which(compiler[0]) is None:
         return None
     try:
         path = _path(compiler)
-        if _is_ours(path, stat.S_ISREG):
-            try:
-                return tf.load_op_library(str(path))
-            except tf.errors.OpError:  # damaged, or for another system that has this directory too
-                pass
-        _compile(compiler, path)
-        return tf.load_op_library(str(path))
-    except (OSError, subprocess.SubprocessError, tf.errors.OpError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        warnings.warn(
-            "The native kernel cannot be had, and XLA's programs, which are slower, take its "
-            "place. Set L2L_TF_NATIVE=0 to do so without this warning. "
-            f"{shlex.join(compiler)} or TensorFlow said: {reason.strip()[-1000:]}",
-            stacklevel=3,
-        )
+        if anew or not _is_ours(path, stat.S_ISREG):
+            _compile(compiler, path)
+    except (OSError, subprocess.SubprocessError) as error:
+        is_known = isinstance(error, subprocess.CalledProcessError) and error.stderr
+        _warn(f"{shlex.join(compiler)} said", error.stderr if is_known else error)
         return None
+    _is_built = True
+    return path
+
+
+def load(may_build=True):
+    """The module of the library's ops; None where it cannot be had.
+
+    Args:
+        may_build: call ``build`` where no one has done so. Without, there is no library until then:
+            to ask whether there is one takes no time.
+    """
+    if _is_off() or not (may_build or _is_built):
+        return None
+    with _lock:  # two threads would register the op twice
+        return _load()
+
+
+@functools.cache
+def _load():
+    for anew in (False, True):  # it is damaged, or another system's that has this directory too
+        path = build(anew)
+        if path is None:
+            return None
+        try:
+            return tf.load_op_library(str(path))
+        except tf.errors.OpError as error:
+            reason = error
+    _warn("TensorFlow said", reason)
+    return None
+
+
+def _is_off():
+    return os.environ.get("L2L_TF_NATIVE", "1") == "0"
+
+
+def _warn(who, reason):
+    warnings.warn(
+        "The native kernel cannot be had, and XLA's programs, which are slower, take its place. "
+        "Set L2L_TF_NATIVE=0 to do so without this warning. "
+        f"{who}: {str(reason).strip()[-1000:]}",
+        stacklevel=4,
+    )
 
 
 def _compiler():
     """A command, with its arguments."""
-    return shlex.split(os.environ.get("CXX") or "c++")
+    command = os.environ.get("CXX", "").strip() or "c++"
+    try:
+        return shlex.split(command)
+    except ValueError as error:  # a quote that does not end
+        raise ValueError(
+            "The environment's CXX must be a C++ compiler's command, quoted as in a shell. "
+            f"Received: {command!r}"
+        ) from error
+
+
+def _march():
+    """The architecture's name, as the compiler has it."""
+    march = os.environ.get("L2L_TF_MARCH") or "native"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", march):
+        raise ValueError(
+            "The environment's L2L_TF_MARCH must be the plain name of an architecture, of letters, "
+            f"digits and . + _ -, such as x86-64-v3. Received: {march!r}"
+        )
+    return march
 
 
 def _path(compiler):
     """Where the compiled library is, or is to be."""
     # All that it depends on: "native" is this processor, whose features are its name's.
+    source, command = SOURCE.read_text(encoding="utf-8"), _command(compiler)
     version = _run([*compiler, "--version"])
-    parts = [SOURCE.read_text(), *_command(compiler), version, tf.version.GIT_VERSION, _processor()]
+    parts = [source, *command, version, tf.version.GIT_VERSION, _processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return _cache_directory() / f"lstm_step-{digest}.so"
 
 
 def _command(compiler):
     link = [*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags()]
-    return [*compiler, *FLAGS, "-shared", "-fPIC", str(SOURCE), *link]
+    flags = [*FLAGS, f"-march={_march()}", "-shared", "-fPIC"]
+    return [*compiler, *flags, str(SOURCE), *link]
 
 
 def _compile(compiler, path):
-    """Writes the library, which is there whole or not at all."""
+    """Writes the library, which is there whole or not at all, also if others write it now."""
     with tempfile.TemporaryDirectory(dir=path.parent) as beside:
         result = pathlib.Path(beside) / path.name
         _run([*_command(compiler), "-o", str(result)])
@@ -93,7 +160,13 @@ def _compile(compiler, path):
 
 def _run(command):
     return subprocess.run(
-        command, check=True, capture_output=True, text=True, errors="replace"
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,  # what is no compiler does not wait for someone to type
+        timeout=MAX_SECONDS,
     ).stdout
 
 
@@ -116,7 +189,13 @@ def _cache_directory():
                 )
     except OSError:
         pass
-    own = tempfile.mkdtemp(prefix="l2l_tf-")  # of this process alone
+    return _own_directory()
+
+
+@functools.cache
+def _own_directory():
+    """Of this process alone."""
+    own = tempfile.mkdtemp(prefix="l2l_tf-")
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return pathlib.Path(own)
 

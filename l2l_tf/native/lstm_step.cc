@@ -10,11 +10,14 @@
 //   outputs  [outputs, N]; new hidden and cell of each layer
 //
 // A call runs on one thread: the caller cuts columns into as many calls as there are cores.
+//
+// The compiler's -march chooses the branch: AVX-512, AVX, or what every processor has.
 
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -24,12 +27,18 @@
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
 
+// Another name lets a process load builds for several architectures, as tests do.
+#if !defined(L2L_TF_OP)
+#define L2L_TF_OP "L2lLstmStep"
+#endif
+
 namespace {
 
 // A block has kVectors vectors of kLanes columns. The four gates of a unit, for the whole block,
 // are summed in 4 * kVectors registers.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kVectors = 4;
+constexpr __mmask16 kAllLanes = 0xffff;
 #elif defined(__AVX__)
 constexpr int kLanes = 8, kVectors = 2;
 #elif defined(__aarch64__)
@@ -41,7 +50,7 @@ constexpr int kBlock = kLanes * kVectors;
 constexpr int kCacheLine = 64;
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Integers __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 struct Bfloat16 {
   uint16_t bits;
@@ -88,7 +97,7 @@ void Stream(Vector value, T* to) {
 
 inline Vector Reciprocal(Vector x) {
 #if defined(__AVX512F__)
-  Vector estimate = (Vector)_mm512_rcp14_ps((__m512)x);
+  Vector estimate = (Vector)_mm512_maskz_rcp14_ps(kAllLanes, (__m512)x);
   return estimate * (2.0f - x * estimate);  // one step of Newton's: 28 bits
 #else
   return 1.0f / x;
@@ -96,10 +105,11 @@ inline Vector Reciprocal(Vector x) {
 }
 
 // The smaller and the larger of two; NaN where x is NaN. One instruction, which the compiler does not
-// make of a comparison.
+// make of a comparison. With a mask of all lanes: what has none is given an undefined vector in GCC's
+// header, of which GCC warns.
 inline Vector Min(float bound, Vector x) {
 #if defined(__AVX512F__)
-  return (Vector)_mm512_min_ps((__m512)(Vector{} + bound), (__m512)x);
+  return (Vector)_mm512_maskz_min_ps(kAllLanes, (__m512)(Vector{} + bound), (__m512)x);
 #else
   return x > bound ? Vector{} + bound : x;
 #endif
@@ -107,7 +117,7 @@ inline Vector Min(float bound, Vector x) {
 
 inline Vector Max(float bound, Vector x) {
 #if defined(__AVX512F__)
-  return (Vector)_mm512_max_ps((__m512)(Vector{} + bound), (__m512)x);
+  return (Vector)_mm512_maskz_max_ps(kAllLanes, (__m512)(Vector{} + bound), (__m512)x);
 #else
   return x < bound ? Vector{} + bound : x;
 #endif
@@ -422,11 +432,14 @@ void Compute(void*, TF_OpKernelContext* context) {
     if (failed()) return;
     inputs.emplace_back(tensor, TF_DeleteTensor);
   }
-  const std::string mismatch = num_inputs == 4 * num_layers + 3 && num_layers > 0
-                                   ? Mismatch(inputs, num_layers)
-                                   : "expected two weights and two states of each layer, and a head";
+  // There are as many new states as states, so that the rest of the inputs are weights.
+  const bool is_complete = num_layers > 0 && num_inputs == 4 * num_layers + 3 &&
+                           TF_NumOutputs(context) == 2 * num_layers + 1;
+  const std::string mismatch =
+      is_complete ? Mismatch(inputs, num_layers)
+                  : "expected two weights and two states of each layer, and a head";
   if (!mismatch.empty()) {
-    TF_SetStatus(status.get(), TF_INVALID_ARGUMENT, ("L2lLstmStep: " + mismatch).c_str());
+    TF_SetStatus(status.get(), TF_INVALID_ARGUMENT, (L2L_TF_OP ": " + mismatch).c_str());
     failed();
     return;
   }
@@ -465,7 +478,7 @@ void UnknownShapes(TF_ShapeInferenceContext* context, TF_Status* status) {
 
 bool Register() {
   Status status(TF_NewStatus(), TF_DeleteStatus);
-  TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder("L2lLstmStep");
+  TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder(L2L_TF_OP);
   TF_OpDefinitionBuilderAddAttr(op, "W: int");
   TF_OpDefinitionBuilderAddAttr(op, "S: int");
   TF_OpDefinitionBuilderAddAttr(op, "T: {float, bfloat16}");
@@ -477,8 +490,8 @@ bool Register() {
   TF_OpDefinitionBuilderSetShapeInferenceFunction(op, UnknownShapes);
   TF_RegisterOpDefinition(op, status.get());
   if (TF_GetCode(status.get()) != TF_OK) return false;
-  TF_RegisterKernelBuilder("L2lLstmStep",
-                           TF_NewKernelBuilder("L2lLstmStep", "CPU", nullptr, Compute, nullptr),
+  TF_RegisterKernelBuilder(L2L_TF_OP,
+                           TF_NewKernelBuilder(L2L_TF_OP, "CPU", nullptr, Compute, nullptr),
                            status.get());
   return TF_GetCode(status.get()) == TF_OK;
 }
