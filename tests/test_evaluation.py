@@ -220,7 +220,7 @@ def test_a_rule_of_another_dtype_than_the_problem():
 
 class NoConfig(keras.optimizers.SGD):
     def __init__(self, secret):
-        super().__init__(0.1)
+        super().__init__(0.1, name="no_config")
 
 
 def excluding_variables():
