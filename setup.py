@@ -32,15 +32,15 @@ setup(
         "matplotlib>=3.8",
         "numpy>=1.26",
         "scikit-learn>=1.4",
-        "tensorboard>=2.18",  # the tensorflow wheel no longer brings it along
-        "tensorflow>=2.18",
+        "tensorboard>=2.20",  # the tensorflow wheel no longer brings it along
+        "tensorflow>=2.20",  # before, protobuf < 6, with which today's tensorflow-datasets fail
         "tensorflow-datasets>=4.9.7",
         "tqdm>=4.64",
         "importlib_resources",  # imported by tensorflow-datasets, which does not declare it
     ],
     extras_require={
-        "gpu": ["tensorflow[and-cuda]>=2.18"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6"],
+        "gpu": ["tensorflow[and-cuda]>=2.20"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6.1"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

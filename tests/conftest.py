@@ -54,6 +54,15 @@ def conv_net():
     )
 
 
+def loss_on_batch(model, x, y):
+    """What ``train_on_batch`` returns: the loss of this batch, before its step.
+
+    Older versions of Keras return the mean since metrics were reset.
+    """
+    model.reset_metrics()
+    return float(np.asarray(model.train_on_batch(x, y)))
+
+
 def keras_problem(build_model=mlp, **kwargs):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return KerasProblem(build_model, image_data(), loss, **kwargs)

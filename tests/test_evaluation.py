@@ -156,7 +156,7 @@ def by_fit(problem, optimizer, num_steps, build_model=conftest.mlp):
     for variable, value in zip(model.trainable_variables, tf.split(window["parameters"], sizes)):
         variable.assign(tf.reshape(value, variable.shape))
     x, y = window["batches"][0]
-    return [float(np.asarray(model.train_on_batch(x[t], y[t]))) for t in range(num_steps)]
+    return [conftest.loss_on_batch(model, x[t], y[t]) for t in range(num_steps)]
 
 
 def with_exclusions():
@@ -220,7 +220,7 @@ def test_a_rule_of_another_dtype_than_the_problem():
 
 class NoConfig(keras.optimizers.SGD):
     def __init__(self, secret):
-        super().__init__(0.1)
+        super().__init__(0.1, name="no_config")
 
 
 def excluding_variables():

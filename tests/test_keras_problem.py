@@ -3,6 +3,7 @@
 import contextlib
 import random
 
+import conftest
 import keras
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def test_an_evaluation_trains_as_fit_does(build_model, named):
         ):
             variable.assign(tf.reshape(value, variable.shape))
         x, y = window["batches"][0]
-        by_fit = [float(np.asarray(model.train_on_batch(x[t], y[t]))) for t in range(6)]
+        by_fit = [conftest.loss_on_batch(model, x[t], y[t]) for t in range(6)]
         np.testing.assert_allclose(losses, by_fit, rtol=1e-4)
     np.testing.assert_allclose(arena.losses(runner, "report", 2), ours, rtol=1e-6)
 
@@ -391,7 +392,7 @@ def test_an_evaluation_under_a_dtype_policy_trains_as_fit_does(name):
     for variable, value in zip(model.trainable_variables, tf.split(window["parameters"], sizes)):
         variable.assign(tf.reshape(value, variable.shape))
     x, y = window["batches"][0]
-    by_fit = [float(np.asarray(model.train_on_batch(x[t], y[t]))) for t in range(4)]
+    by_fit = [conftest.loss_on_batch(model, x[t], y[t]) for t in range(4)]
     np.testing.assert_allclose(ours, by_fit, rtol=2e-2 if "16" in name else 1e-6)
     assert bool(problem_.acts_between_steps) == (name in ("bfloat16", "mixed_float16"))
 

@@ -137,7 +137,7 @@ def test_the_same_rule_in_fit_and_in_an_unroll():
     for variable, value in zip(model.trainable_variables, tf.split(window["parameters"], sizes)):
         variable.assign(tf.reshape(value, variable.shape))
     x, y = window["batches"][0]
-    losses = [model.train_on_batch(x[t], y[t]) for t in range(6)]
+    losses = [conftest.loss_on_batch(model, x[t], y[t]) for t in range(6)]
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
@@ -275,7 +275,7 @@ def test_custom_loop_with_an_optimizer_that_is_not_built(jit_compile):
     for how in ("fit", "loop"):
         model = compiled(l2l_tf.LearnedOptimizer(lstm()))
         if how == "fit":
-            losses[how] = [model.train_on_batch(x, y) for _ in range(3)]
+            losses[how] = [conftest.loss_on_batch(model, x, y) for _ in range(3)]
             continue
         if jit_compile:
             model.optimizer.build(model.trainable_variables)
@@ -328,6 +328,9 @@ def test_state_in_another_dtype_trains_alike(dtype, memory, tolerance):
     np.testing.assert_allclose(losses[0], losses[1], rtol=tolerance)
 
 
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer"
+)
 def test_a_rule_for_each_group_of_variables():
     def select(variable):
         return by_bias if "bias" in variable.path else by_kernel
@@ -451,8 +454,10 @@ def test_a_rule_that_moves_is_not_warned_of(make_rule):
 def test_a_second_model_on_a_built_optimizer():
     optimizer = l2l_tf.LearnedOptimizer(lstm())
     fit(compiled(optimizer), epochs=1)
+    second = compiled(optimizer)
+    second.run_eagerly = True  # in a graph, Keras before 3.13 fails to print its message
     with pytest.raises(ValueError, match="recreate a new optimizer"):
-        fit(compiled(optimizer), epochs=1)
+        second.fit(conftest.image_data(), verbose=0)
 
 
 RULES = {

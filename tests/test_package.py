@@ -5,8 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 import l2l_tf
 
+REPOSITORY = pathlib.Path(__file__).parent.parent
 ROOT = pathlib.Path(l2l_tf.__file__).parent
 
 # Imports point one way: a part may import the parts that stand before it in its row.
@@ -114,3 +118,30 @@ print(sorted((optional & set(sys.modules)) - before))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def setup_argument(name):
+    tree = ast.parse((REPOSITORY / "setup.py").read_text())
+    (value,) = (
+        node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == name
+    )
+    return ast.literal_eval(value)
+
+
+def versions(lines, operator):
+    """Name → version, of the requirements with a condition, which is to be of this operator."""
+    found = {}
+    for requirement in map(Requirement, lines):
+        for condition in requirement.specifier:
+            assert condition.operator == operator, requirement
+            version = Version(condition.version)
+            assert found.setdefault(requirement.name, version) == version
+    return found
+
+
+def test_the_oldest_versions_tested_are_those_promised():
+    extras = setup_argument("extras_require")
+    promised = [*setup_argument("install_requires"), *extras["gpu"], *extras["test"]]
+    lines = (REPOSITORY / ".ci" / "oldest.txt").read_text().splitlines()
+    tested = [line for line in lines if not line.startswith("#")]
+    assert versions(tested, "==") == versions(promised, ">=")
