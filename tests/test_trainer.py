@@ -308,6 +308,7 @@ FOREIGN = {
     "other num_steps": lambda own: trainer(num_steps=20).dataset(0, 4),
     "same shapes": lambda own: trainer().dataset(0, 4),
     "for validation": lambda own: own.validation_dataset(0, 4),
+    "in part": lambda own: own.dataset(0, 4).concatenate(trainer().dataset(0, 4)),
     "changed": lambda own: own.dataset(0, 4).map(lambda e: {**e, "batches": 0}),
     "of a user": lambda own: tf.data.Dataset.from_tensors((tf.zeros([2]), tf.zeros([2]))),
 }

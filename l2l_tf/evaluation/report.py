@@ -24,7 +24,7 @@ class Result:
         optimizers: dict of name → {"source", "learning_rate", "grid" (of "tuned" ones, else None),
             "loss" ``[num_seeds, num_steps]``, "seconds_per_step"}. The source is "learned" (an
             update rule), "tuned" (a baseline that was tuned here) or "given" (a Keras optimizer as
-            it came, whose "learning_rate" is None if it is a schedule, or not one of all variables).
+            it came, whose "learning_rate" is None if it is a schedule, or not one).
         pictures: rows of pictures, of ``picture_rows``; empty unless the optimizees are images.
         side: which data, "heldout" or "train".
         has_heldout: whether the problem has data of its own for the held-out side; otherwise that
