@@ -6,13 +6,11 @@ A directory that ``bin/meta_train`` wrote holds several of them, and a ``card.js
 best.
 """
 
-import difflib
 import hashlib
 import inspect
 import json
 import numbers
 import os
-import pathlib
 import textwrap
 
 import keras
@@ -20,13 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from l2l_tf import arguments, paths, rule_directory, saved_model
-from l2l_tf.atomic_files import exists, file_errors, new_directory, read_text, write_json
+from l2l_tf.atomic_files import exists, file_errors, new_directory
+from l2l_tf.cards import CARD_FILE, FORMAT_VERSION, best_rule, damaged, read_card, read_json
 from l2l_tf.rule_directory import RULE_FILE
+from l2l_tf.shipped_rules import did_you_mean, path_to_write, pretrained_names, pretrained_path
 from l2l_tf.update_rules import base, serialization
-
-FORMAT_VERSION = 1  # of rule.json and of card.json
-CARD_FILE = "card.json"
-_PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
 
 def save(rule, path, overwrite=False):
@@ -107,10 +103,10 @@ def load(name_or_path):
     """
     path = _directory(name_or_path)
     with file_errors("read", path):
-        content = _read_json(path, RULE_FILE)
+        content = read_json(path, RULE_FILE)
         if content is None:
             path = _best(path)
-            content = _read_json(path, RULE_FILE)
+            content = read_json(path, RULE_FILE)
         if content is None:
             raise ValueError(
                 f"{path!r} is not a saved rule: it has no {RULE_FILE}. Expected a directory that "
@@ -160,18 +156,6 @@ def card(name_or_path):
     )
 
 
-def pretrained_names():
-    """Names of the shipped rules, for ``load`` and ``LearnedOptimizer``."""
-    if not _PRETRAINED.is_dir():
-        return []
-    return sorted(p.name for p in _PRETRAINED.iterdir() if (p / RULE_FILE).exists())
-
-
-def pretrained_path(name):
-    """The directory of a shipped rule, or of one to ship."""
-    return str(_PRETRAINED / name)
-
-
 def fingerprint(rule):
     """Eight hex digits of a rule's class, config and φ; not of its Keras name."""
     content = serialization.serialize(rule)
@@ -183,59 +167,6 @@ def _leave_out_names(of_rule):
     of_rule["config"].pop("name", None)
     for group in of_rule["config"].get("groups", []):
         _leave_out_names(group["rule"])
-
-
-def read_card(directory):
-    """The content of a directory's ``card.json``, or None if it has none."""
-    return _read_json(directory, CARD_FILE)
-
-
-def write_card(directory, content):
-    """Writes a directory's ``card.json``, atomically."""
-    write_json(content, os.path.join(directory, CARD_FILE))
-
-
-def add_to_card(directory, content):
-    """Merges a dict into a directory's ``card.json``."""
-    write_card(directory, {**read_card(directory), **content})
-
-
-def path_to_write(name, value):
-    """The path of what is to be loaded again, from an argument `name`."""
-    path = paths.from_user(name, value)
-    if isinstance(value, str) and value in pretrained_names():
-        raise ValueError(
-            f"{value!r} is the name of a shipped rule, so l2l_tf.load({value!r}) would not load "
-            f"what is written there. Choose another path, or write './{value}'. "
-            f"Received: {name}={value!r}"
-        )
-    return path
-
-
-def damaged(path, what):
-    """The error about a file of ours."""
-    return ValueError(
-        f"{os.path.basename(path)} in {os.path.dirname(path)!r} is damaged: {what}. Expected what "
-        "l2l_tf.save or bin/meta_train wrote. Save it again, or restore the directory from a copy."
-    )
-
-
-def best_rule(save_dir, content):
-    """The path of the best rule that a meta-training's card names, of which `content` is."""
-    best = content.get("best")
-    path = rule_directory.named(save_dir, best)
-    if path is None or not exists(path):
-        raise damaged(
-            os.path.join(save_dir, CARD_FILE),
-            f"its best is {best!r}, which is no directory beside it with the name of a rule",
-        )
-    return path
-
-
-def did_you_mean(name):
-    """A sentence with the shipped rules whose names are nearest; empty if none is near."""
-    near = difflib.get_close_matches(name, pretrained_names(), n=2)
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _directory(name_or_path):
@@ -276,30 +207,6 @@ def _hint_of_save(value):
     if isinstance(value, (str, os.PathLike)):
         return "The rule comes first: save(rule, path)."
     return "That is the class: make an instance." if inspect.isclass(value) else ""
-
-
-def _read_json(directory, name):
-    """The content of a file of ours, a dict; or None if there is no such file."""
-    directory = os.fspath(directory)
-    path = os.path.join(directory, name)
-    try:
-        text = read_text(directory, name)
-        if text is None:
-            return None
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, f"it is cut or no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise damaged(path, f"it holds a {type(content).__name__}, not an object")
-    version = content.get("format_version")
-    if not isinstance(version, int) or version < FORMAT_VERSION:
-        raise damaged(path, f"its format_version is {version!r}")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path!r} has format version {version}; this l2l_tf reads {FORMAT_VERSION}. "
-            "Update l2l_tf, or save the rule again with this version."
-        )
-    return content
 
 
 def _best(path):

@@ -165,12 +165,22 @@ def with_exclusions():
     return optimizer
 
 
+def of_several():
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        pytest.skip("This Keras has no MultiOptimizer.")
+    by_name = keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.5))
+    by_name["bias|kernel"] = with_exclusions()
+    return keras.optimizers.MultiOptimizer(by_name)
+
+
 KERAS_OPTIMIZERS = {
     "AdamW": with_exclusions,
     "schedule": lambda: keras.optimizers.Lion(
         keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, 0.01])
     ),
     "scaled loss": lambda: keras.optimizers.SGD(0.5, momentum=0.9, loss_scale_factor=64.0),
+    "LossScaleOptimizer": lambda: keras.optimizers.LossScaleOptimizer(with_exclusions()),
+    "MultiOptimizer": of_several,
     "accumulation": lambda: keras.optimizers.Adam(0.1, gradient_accumulation_steps=2),
     "EMA": lambda: keras.optimizers.SGD(0.5, use_ema=True, ema_overwrite_frequency=3),
     "learned": lambda: l2l_tf.LearnedOptimizer("mnist-mlp-lite", learning_rate=0.3),
@@ -235,11 +245,48 @@ def excluding_variables():
     [
         (lambda: NoConfig(3), "'no_config' .NoConfig. cannot be copied by its config"),
         (excluding_variables, "'adam_?w' excludes variables of one model"),
+        (
+            lambda: keras.optimizers.LossScaleOptimizer(excluding_variables()),
+            "'adam_?w.*' excludes variables of one model",
+        ),
     ],
 )
-def test_keras_optimizers_that_cannot_be_copied(make, message):
-    with pytest.raises(ValueError, match=message):
-        l2l_tf.evaluate(Bowl(), [make()], [], num_steps=2, num_seeds=1)
+def test_keras_optimizers_that_cannot_be_copied_are_refused_before_any_tuning(make, message):
+    with (
+        mock.patch.object(baselines, "tune", side_effect=AssertionError),
+        pytest.raises(ValueError, match=message),
+    ):
+        l2l_tf.evaluate(Bowl(), [make()], ["sgd"], num_steps=2, num_seeds=1)
+
+
+class OwnConfig(keras.optimizers.SGD):
+    """A class whose config has what it needs, and no learning rate."""
+
+    def __init__(self, name="own_config"):
+        super().__init__(0.5, name=name)
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@pytest.mark.parametrize(
+    "make, rate",
+    [
+        (lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5)), 0.5),
+        (of_several, None),
+        (OwnConfig, None),
+    ],
+)
+def test_the_learning_rate_of_a_keras_optimizer_that_has_none_of_its_own(make, rate):
+    problem = conftest.keras_problem()
+    result = l2l_tf.evaluate(problem, {"given": make()}, [], num_steps=2, num_seeds=1)
+    assert result.optimizers["given"]["learning_rate"] == rate
+
+
+def test_rules_in_a_list_have_their_own_names():
+    rules = [update_rules.SGD(0.1, name="mine"), update_rules.Adam(0.1, name="other")]
+    result = l2l_tf.evaluate(Bowl(), rules, [], num_steps=2, num_seeds=1)
+    assert list(result.optimizers) == ["mine", "other"]
 
 
 def test_sides_and_progress(capsys):

@@ -2,6 +2,8 @@
 
 import contextlib
 import random
+import threading
+import time
 
 import conftest
 import keras
@@ -342,13 +344,70 @@ def test_constant_weights_are_noted():
         )
 
 
-def test_random_operations_that_seeds_do_not_reach_are_noted():
-    class Noise(layers.Layer):
-        def call(self, x):
-            return x + tf.random.normal(tf.shape(x))
+class Noise(layers.Layer):
+    def __init__(self, draw):
+        super().__init__()
+        self._draw = draw
 
-    with pytest.warns(UserWarning, match="RandomStandardNormal.*SeedGenerator"):
-        problem(lambda: net(Noise()))
+    def call(self, x):
+        return x + self._draw(tf.shape(x))
+
+
+@pytest.mark.parametrize(
+    "draw, named",
+    [
+        (tf.random.normal, "RandomStandardNormal"),
+        (tf.random.Generator.from_seed(1).normal, "RngReadAndSkip"),
+    ],
+)
+def test_random_operations_that_seeds_do_not_reach_are_noted(draw, named):
+    with pytest.warns(UserWarning, match=f"{named}.*SeedGenerator"):
+        problem(lambda: net(Noise(draw)))
+
+
+def test_a_seed_generator_that_belongs_to_no_layer_is_a_function_of_our_seeds():
+    generator = keras.random.SeedGenerator(0)
+    problem_ = problem(lambda: net(Noise(lambda s: keras.random.normal(s, seed=generator))))
+    assert not problem_.acts_between_steps
+    parameters = problem_.sample_parameters(SEED)
+    (batch, seed), (_, other_seed) = problem_.batches("train", SEED, 2)
+    losses = [
+        float(problem_.loss_and_gradients(parameters, (batch, s))[0])
+        for s in (seed, seed, other_seed)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_hooks_put_back_what_they_found():
+    keras.random.normal([1])  # makes Keras' generator of this thread
+    before = keras_hooks._thread_state()["global_seed_generator"]
+    with keras_hooks.seed_generator(None):
+        keras.backend.clear_session()
+        keras.random.normal([1])
+    assert keras_hooks._thread_state()["global_seed_generator"] is before
+
+    # Two threads inline functions; the one that came first ends first.
+    function = type(tf.function(lambda: None))
+    call, first_is_within, first_ends = function.__call__, threading.Event(), threading.Event()
+
+    def first():
+        with keras_hooks.functions_inlined():
+            first_is_within.set()
+            first_ends.wait()
+
+    def second():
+        with keras_hooks.functions_inlined():
+            threads[0].join()
+
+    threads = [threading.Thread(target=run) for run in (first, second)]
+    threads[0].start()
+    first_is_within.wait()
+    threads[1].start()
+    time.sleep(0.2)  # for the second one to come in, if it can
+    first_ends.set()
+    for thread in threads:
+        thread.join()
+    assert function.__call__ is call
 
 
 class Scale(layers.Layer):

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
-from l2l_tf import rule_directory, saving, update_rules
+from l2l_tf import atomic_files, cards, rule_directory, saving, update_rules
 from l2l_tf.update_rules.base import UpdateRule
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -188,7 +188,7 @@ def test_a_rule_with_a_rule_in_it_is_saved_itself(tmp_path):
 def test_what_is_no_path_is_named(wrong, tmp_path):
     for call, name in (
         (lambda: l2l_tf.save(update_rules.SGD(), wrong), "path"),
-        (lambda: saving.write_json({}, wrong), "path"),
+        (lambda: atomic_files.write_json({}, wrong), "path"),
         (lambda: l2l_tf.load(wrong), "name_or_path"),
         (lambda: l2l_tf.card(wrong), "name_or_path"),
     ):
@@ -374,7 +374,7 @@ def test_what_load_would_not_find_is_not_written(tmp_path, monkeypatch):
 def test_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     l2l_tf.save(update_rules.SGD(0.5), "~/mine")
-    saving.write_json({"format_version": 1, "best": "rule-4"}, "~/mine/card.json")
+    atomic_files.write_json({"format_version": 1, "best": "rule-4"}, "~/mine/card.json")
     for path in ("~/mine", pathlib.Path("~/mine"), f"file://{tmp_path}/mine"):
         assert float(l2l_tf.load(path).learning_rate) == 0.5
         assert float(l2l_tf.LearnedOptimizer(path).rule.learning_rate) == 0.5
@@ -401,7 +401,7 @@ def test_cards(tmp_path):
     with pytest.raises(FileNotFoundError, match="No directory"):
         l2l_tf.card(tmp_path / "nothing")
     content = {"format_version": 1, "best": "rule-8"}
-    saving.write_card(tmp_path, content)
+    cards.write_card(tmp_path, content)
     assert l2l_tf.card(tmp_path) == l2l_tf.card(tmp_path / "rule-8") == content
     with pytest.raises(ValueError, match="has no card.json"):  # it is of another rule
         l2l_tf.card(tmp_path / "other")
@@ -422,7 +422,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
         with pytest.raises(OSError, match=f"Cannot write '{path}'.*Check the path"):
             l2l_tf.save(rule(), path)
     with pytest.raises(OSError, match="Cannot write"):
-        saving.write_json({}, f"{tmp_path}/file/card.json")
+        atomic_files.write_json({}, f"{tmp_path}/file/card.json")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -590,7 +590,7 @@ def test_what_a_killed_writing_of_json_left_goes_but_nothing_else(left, tmp_path
     (tmp_path / f"card.json{left}").write_text("{")
     (tmp_path / f"card.json{left[:-1]}1").mkdir()
     (tmp_path / f"card.json{left[:-1]}2").symlink_to(tmp_path / "target")
-    saving.write_json({}, path)
+    atomic_files.write_json({}, path)
     expected = ["card.json", f"card.json{left[:-1]}1", f"card.json{left[:-1]}2", "target"]
     assert sorted(os.listdir(tmp_path)) == sorted(expected)
     assert (tmp_path / "target").read_text() == "precious"

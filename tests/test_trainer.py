@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
-from l2l_tf import saving, update_rules
+from l2l_tf import atomic_files, cards, saving, update_rules
 from l2l_tf.meta_training.callbacks import KeepBestRule
 from l2l_tf.meta_training.run import meta_train
 from l2l_tf.meta_training.trainer import MetaTrainer
@@ -316,6 +316,7 @@ FOREIGN = {
     "other num_steps": lambda own: trainer(num_steps=20).dataset(0, 4),
     "same shapes": lambda own: trainer().dataset(0, 4),
     "for validation": lambda own: own.validation_dataset(0, 4),
+    "in part": lambda own: own.dataset(0, 4).concatenate(trainer().dataset(0, 4)),
     "changed": lambda own: own.dataset(0, 4).map(lambda e: {**e, "batches": 0}),
     "of a user": lambda own: tf.data.Dataset.from_tensors((tf.zeros([2]), tf.zeros([2]))),
 }
@@ -661,7 +662,7 @@ def keeper(save_dir, card=None):
     if card is None:
         card = {"format_version": 1, "best": None, "best_validation_loss": None, "seconds": 0.0}
         card |= {"superseded": [], "validation": []}
-        saving.write_card(save_dir, card)
+        cards.write_card(save_dir, card)
     callback = KeepBestRule(str(save_dir), card)
     callback.set_model(types.SimpleNamespace(episode=tf.Variable(0), rule=update_rules.SGD()))
     callback.on_train_begin()
@@ -698,7 +699,7 @@ def test_a_superseded_rule_goes_and_nothing_else(tmp_path):
     end_epoch(callback, 16, 0.2)
     end_epoch(callback, 20, 0.1)
     assert rules_in(save_dir) == sorted([*users, "rule-8", "rule-20"])
-    assert saving.read_card(save_dir)["superseded"] == []
+    assert cards.read_card(save_dir)["superseded"] == []
     assert {"notes", "rule.json", "variables"} <= set(os.listdir(save_dir / "rule-8"))
     assert (victim / "notes").read_text() == "precious"
 
@@ -715,7 +716,7 @@ def test_a_users_rule_of_the_name_of_the_next_is_not_replaced(kind, tmp_path):
     with pytest.raises(FileExistsError, match="rule-8' is not of this meta-training"):
         end_epoch(callback, 8, 0.3)
     assert rules_in(tmp_path) == ["rule-4", "rule-8"]
-    card = saving.read_card(tmp_path)
+    card = cards.read_card(tmp_path)
     assert (card["best"], card["superseded"]) == ("rule-4", [])
 
 
@@ -743,7 +744,7 @@ def test_a_kill_leaves_no_rule_that_the_card_does_not_know(moment, tmp_path, mon
                 patch.setattr("l2l_tf.rule_directory.remove", kill)
         with pytest.raises(Killed):
             end_epoch(callback, 8, 0.3)
-    card = saving.read_card(tmp_path)
+    card = cards.read_card(tmp_path)
     left = {
         "before the save": ["rule-4"],
         "after the save": ["rule-4", "rule-8"],
@@ -762,7 +763,7 @@ def test_a_kill_leaves_no_rule_that_the_card_does_not_know(moment, tmp_path, mon
 def test_a_card_of_before_there_was_a_list_goes_on(tmp_path):
     callback = keeper(tmp_path)
     end_epoch(callback, 4, 0.4)
-    card = saving.read_card(tmp_path)
+    card = cards.read_card(tmp_path)
     del card["superseded"]
     l2l_tf.save(update_rules.SGD(), tmp_path / "rule-8")  # a kill before the card was written
     callback = keeper(tmp_path, card)
@@ -800,7 +801,7 @@ def test_a_card_that_names_what_is_not_its_own_is_damaged(changes, finished, tmp
         l2l_tf.save(update_rules.SGD(), tmp_path / f"{place}.l2l_tf-replaced")
     (tmp_path / "run" / "rule-1").symlink_to(tmp_path / "x.l2l_tf-replaced")
     (tmp_path / "run" / "rule-2").write_text("precious")
-    saving.add_to_card(tmp_path / "run", changes)
+    cards.add_to_card(tmp_path / "run", changes)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="card.json in .*run' is damaged"):
         run(tmp_path / "run", num_episodes=4)
@@ -828,7 +829,7 @@ def test_what_is_a_pattern_elsewhere_is_none_here(tmp_path, monkeypatch):
 def test_a_link_is_not_meta_trained_into(target, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "run").mkdir()
-    saving.write_card(tmp_path / "run", {"format_version": 1, "best": "rule-4"})
+    cards.write_card(tmp_path / "run", {"format_version": 1, "best": "rule-4"})
     (tmp_path / "link").symlink_to(tmp_path / target)
     before = sorted(tmp_path.rglob("*"))
     for path in ("link", "link/"):
@@ -933,6 +934,6 @@ def test_a_damaged_checkpoint_is_named_and_the_best_rule_survives(tmp_path):
 
 
 def test_a_run_stopped_before_its_first_validation_has_no_rule_to_load(tmp_path):
-    saving.write_json({"format_version": 1, "best": None}, str(tmp_path / "card.json"))
+    atomic_files.write_json({"format_version": 1, "best": None}, str(tmp_path / "card.json"))
     with pytest.raises(ValueError, match="has no rule yet"):
         l2l_tf.load(tmp_path)

@@ -15,7 +15,7 @@ def compare(build_model, dataset, loss, rules, heldout=None, output_dir=None, **
     Args:
         build_model, dataset, loss, heldout: as of ``l2l_tf.problems.KerasProblem``.
         rules: as `optimizers` of ``evaluate``: a dict of name → rule or Keras optimizer, or a list
-            of names, directories and Keras optimizers.
+            of rules, shipped ones' names, directories and Keras optimizers.
         output_dir: directory to write, or None.
         **kwargs: of ``evaluate``: `baselines`, `num_steps`, `num_seeds`, ….
 

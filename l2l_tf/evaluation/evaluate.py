@@ -1,7 +1,7 @@
 """evaluate: learned rules against tuned baselines, on equal terms."""
 
 import collections
-import contextlib
+import numbers
 import os
 
 import keras
@@ -14,6 +14,8 @@ from l2l_tf.evaluation.pictures import picture_rows
 from l2l_tf.evaluation.report import Result
 from l2l_tf.problems.base import SIDES, check_problem
 from l2l_tf.update_rules import UpdateRule, base
+
+_OBJECTS = (UpdateRule, keras.optimizers.Optimizer)
 
 
 def evaluate(
@@ -38,7 +40,7 @@ def evaluate(
     Args:
         problem: a ``Problem``.
         optimizers: dict of name → ``UpdateRule``, or what ``l2l_tf.load`` takes, or a Keras
-            optimizer; or a list of the latter two. A Keras optimizer is taken as it is given, not
+            optimizer; or a list of these. A Keras optimizer is taken as it is given, not
             tuned, and each optimizee is trained by a fresh copy of it.
         baselines: names: some of "adam", "rmsprop", "sgd", "momentum", "nag".
         num_steps: the horizon, in optimizee steps.
@@ -78,13 +80,15 @@ def evaluate(
             base.parts_of(optimizer, problem.layout)  # refuses a layout that it cannot take
 
     arena = Arena(problem, num_steps, side, seed)
+    # Before the tuning, so that an optimizer that cannot be copied says so at once.
+    runners = {name: arena.runner(optimizer) for name, optimizer in contestants.items()}
     with _Progress(verbose) as progress:
         tuned = {}
         for name in baselines:
             progress.say(f"tuning {name}")
             tuned[name] = baselines_lib.tune(name, arena, num_tuning_seeds, progress.step)
-        contestants.update({name: baseline.rule for name, baseline in tuned.items()})
-        runners = {name: arena.runner(optimizer) for name, optimizer in contestants.items()}
+        contestants |= {name: baseline.rule for name, baseline in tuned.items()}
+        runners |= {name: arena.runner(baseline.rule) for name, baseline in tuned.items()}
         runs = {}
         for name, runner in runners.items():
             progress.say(f"training by {name}")
@@ -120,10 +124,7 @@ def _contestants(optimizers, baselines):
         arguments.instance(
             "optimizers", optimizers, (list, tuple), "a dict of name → optimizer, or a list"
         )
-        pairs = [
-            (o.name if isinstance(o, keras.optimizers.Optimizer) else str(o).rstrip("/"), o)
-            for o in optimizers
-        ]
+        pairs = [(o.name if isinstance(o, _OBJECTS) else str(o).rstrip("/"), o) for o in optimizers]
         optimizers = dict(pairs)
         _check_different([name for name, _ in pairs])
     _check_different([*optimizers, *baselines])
@@ -136,7 +137,7 @@ def _optimizer(name, optimizer):
     return arguments.instance(
         f"optimizers[{name!r}]",
         optimizer,
-        (UpdateRule, keras.optimizers.Optimizer),
+        _OBJECTS,
         "an update rule, a Keras optimizer, a shipped rule's name or a directory",
     )
 
@@ -156,9 +157,10 @@ def _origin(optimizer, tuned):
         return {"source": "tuned", "learning_rate": tuned.learning_rate, "grid": tuned.grid}
     if isinstance(optimizer, UpdateRule):
         return {"source": "learned", "learning_rate": None, "grid": None}
-    rate = None
-    with contextlib.suppress(TypeError, ValueError):  # of a schedule
-        rate = float(optimizer.get_config()["learning_rate"])
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    rate = optimizer.get_config().get("learning_rate")  # a dict if of a schedule
+    rate = float(rate) if isinstance(rate, numbers.Real) else None
     return {"source": "given", "learning_rate": rate, "grid": None}
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 
-from l2l_tf import arguments, paths, problems, saving
+from l2l_tf import arguments, cards, paths, problems, saving, shipped_rules
 from l2l_tf.evaluation.evaluate import evaluate
 
 HORIZONS = (20, 100, 200)
@@ -32,27 +32,26 @@ def add(run_dir, name, known_limits):
         )
     arguments.instance("known_limits", known_limits, str, "a string")
     rule = saving.load(os.path.join(run_dir, ""))  # with a "/": a directory, whatever its name
-    card = saving.read_card(run_dir) or {}
+    card = cards.read_card(run_dir) or {}
     missing = [key for key in KEPT if key not in card]
     if missing:
         raise ValueError(
             f"The card of {run_dir!r} lacks {', '.join(missing)}. Expected the save directory of a "
             "bin/meta_train."
         )
-    directory = saving.pretrained_path(name)
+    directory = shipped_rules.pretrained_path(name)
     saving.save(rule, directory)
     kept = {key: card[key] for key in KEPT}
-    saving.write_card(directory, {**kept, "known_limits": known_limits, "tables": {}})
+    cards.write_card(directory, {**kept, "known_limits": known_limits, "tables": {}})
 
 
 def card_of(name):
     """The card of a shipped rule, a dict."""
-    if arguments.text("name", name) not in saving.pretrained_names():
-        names = ", ".join(saving.pretrained_names())
-        raise ValueError(
-            f"Unknown shipped rule {name!r}.{saving.did_you_mean(name)} Expected one of {names}."
-        )
-    return saving.read_card(saving.pretrained_path(name))
+    if arguments.text("name", name) not in shipped_rules.pretrained_names():
+        names = ", ".join(shipped_rules.pretrained_names())
+        near = shipped_rules.did_you_mean(name)
+        raise ValueError(f"Unknown shipped rule {name!r}.{near} Expected one of {names}.")
+    return cards.read_card(shipped_rules.pretrained_path(name))
 
 
 def measure(name, data_dir=None, horizons=None, num_seeds=None, *, verbose=False, **options):

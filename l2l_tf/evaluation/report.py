@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from l2l_tf import paths, saving
+from l2l_tf import atomic_files, paths
 from l2l_tf.evaluation.curves import draw_curves, standard_error
 from l2l_tf.evaluation.learning_curves import loss_at
 from l2l_tf.evaluation.pictures import draw_pictures
@@ -24,7 +24,7 @@ class Result:
         optimizers: dict of name → {"source", "learning_rate", "grid" (of "tuned" ones, else None),
             "loss" ``[num_seeds, num_steps]``, "seconds_per_step"}. The source is "learned" (an
             update rule), "tuned" (a baseline that was tuned here) or "given" (a Keras optimizer as
-            it came, whose "learning_rate" is None if it is a schedule).
+            it came, whose "learning_rate" is None if it is a schedule, or not one).
         pictures: rows of pictures, of ``picture_rows``; empty unless the optimizees are images.
         side: which data, "heldout" or "train".
         has_heldout: whether the problem has data of its own for the held-out side; otherwise that
@@ -159,7 +159,7 @@ class Result:
         directory = check_directory(directory)
         os.makedirs(directory, exist_ok=True)
         results, curves, pictures = (os.path.join(directory, file) for file in FILES)
-        saving.write_json(self.to_json(), results)
+        atomic_files.write_json(self.to_json(), results)
         self.plot(curves)
         if self.pictures:
             draw_pictures(self.pictures, pictures)

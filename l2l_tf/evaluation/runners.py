@@ -156,7 +156,21 @@ def fresh_copy(optimizer):
             "`from_config(get_config())` makes one. A learning rate that is a function does not go "
             "through a config: use a keras.optimizers.schedules.LearningRateSchedule."
         ) from error
-    # Keras' configs lack which variables weight decay leaves out.
+    for old, new in zip(_with_inner(optimizer), _with_inner(copy)):
+        _copy_weight_decay(old, new)
+    return copy
+
+
+def _with_inner(optimizer):
+    """A Keras optimizer, and those that it delegates to."""
+    yield optimizer
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        yield from _with_inner(optimizer.inner_optimizer)
+    yield from getattr(optimizer, "optimizers", [])  # of a MultiOptimizer
+
+
+def _copy_weight_decay(optimizer, copy):
+    """Which variables weight decay leaves out: Keras' configs lack that."""
     if getattr(optimizer, "_exclude_from_weight_decay", None):
         raise ValueError(
             f"Optimizer {optimizer.name!r} excludes variables of one model from weight decay, and "
@@ -165,7 +179,6 @@ def fresh_copy(optimizer):
         )
     if hasattr(optimizer, "_exclude_from_weight_decay_pattern"):
         copy._exclude_from_weight_decay_pattern = optimizer._exclude_from_weight_decay_pattern
-    return copy
 
 
 def _of_optimizee(structure, m):

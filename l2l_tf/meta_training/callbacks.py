@@ -7,7 +7,7 @@ import time
 import keras
 import tensorflow as tf
 
-from l2l_tf import rule_directory, saving
+from l2l_tf import cards, rule_directory, saving
 
 
 class InnerStepsPerSecond(keras.callbacks.Callback):
@@ -97,7 +97,7 @@ class KeepBestRule(keras.callbacks.Callback):
         best = self._card["best_validation_loss"]
         if record["val_loss"] is not None and (best is None or record["val_loss"] < best):
             self._save_best(f"rule-{episodes}", record["val_loss"])
-        saving.write_card(self._save_dir, self._card)
+        cards.write_card(self._save_dir, self._card)
         self._remove_superseded()
 
     def _save_best(self, name, validation_loss):
@@ -112,7 +112,7 @@ class KeepBestRule(keras.callbacks.Callback):
             )
         if name != self._card["best"]:
             self._card["superseded"] = sorted({*known[1:], name})
-            saving.write_card(self._save_dir, self._card)
+            cards.write_card(self._save_dir, self._card)
         saving.save(self.model.rule, path, overwrite=True)
         self._card |= {
             "best": name,
@@ -129,7 +129,7 @@ class KeepBestRule(keras.callbacks.Callback):
             if path is not None and name != self._card["best"]:
                 rule_directory.remove(path)
         self._card["superseded"] = []
-        saving.write_card(self._save_dir, self._card)
+        cards.write_card(self._save_dir, self._card)
 
 
 class SaveCheckpoint(keras.callbacks.Callback):

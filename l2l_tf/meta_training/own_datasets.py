@@ -32,16 +32,18 @@ class OwnDatasets:
         what = f"what {method}(...) of this MetaTrainer returns"
         hint = f"Make one by {method}(seed, num_episodes) of this MetaTrainer."
         arguments.instance(argument, dataset, tf.data.Dataset, what, hint)
-        own = [d for d in _with_inputs(dataset) if self._methods.get(d) == method]
-        if all(dataset.element_spec != made.element_spec for made in own):
+        if not self._is_own(dataset, method):
             raise ValueError(
                 f"`{argument}` must be {what}, whole or part. Received: another dataset. {hint}"
             )
 
-
-def _with_inputs(dataset):
-    """A dataset, and those that it was made from."""
-    yield dataset
-    # TensorFlow has no public way to ask. Without this one, only whole datasets would be taken.
-    for input_dataset in getattr(dataset, "_inputs", list)():
-        yield from _with_inputs(input_dataset)
+    def _is_own(self, dataset, method):
+        """Whether `method` has made a dataset, or all that it is made from, of equal elements."""
+        if self._methods.get(dataset) == method:
+            return True
+        # TensorFlow has no public way to ask. Without it, only whole datasets would be taken.
+        inputs = getattr(dataset, "_inputs", list)()
+        return bool(inputs) and all(
+            self._is_own(made_from, method) and made_from.element_spec == dataset.element_spec
+            for made_from in inputs
+        )

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf import arguments, atomic_files, paths, rule_directory, saving
+from l2l_tf import arguments, atomic_files, cards, paths, rule_directory, shipped_rules
 from l2l_tf.version import __version__
 
 # Signs of a pattern. TensorFlow takes a checkpoint's name for one where it looks for its files.
@@ -18,7 +18,7 @@ _PATTERN_SIGNS = "*?[" + ("\\" if os.sep == "/" else "")
 
 def check(save_dir):
     """The path of a directory to meta-train in, from the argument; there may be nothing yet."""
-    save_dir = saving.path_to_write("save_dir", save_dir)
+    save_dir = shipped_rules.path_to_write("save_dir", save_dir)
     signs = [sign for sign in _PATTERN_SIGNS if sign in save_dir]
     if signs:
         raise ValueError(
@@ -47,7 +47,7 @@ def as_read(problem, settings):
 
 def open_directory(save_dir, settings, command=None):
     """The card of a meta-training: a new one, or that of `save_dir` if its settings are equal."""
-    card = saving.read_card(save_dir) if tf.io.gfile.isdir(save_dir) else None
+    card = cards.read_card(save_dir) if tf.io.gfile.isdir(save_dir) else None
     if card is None:
         if tf.io.gfile.exists(save_dir) and (
             not tf.io.gfile.isdir(save_dir) or tf.io.gfile.listdir(save_dir)
@@ -57,7 +57,7 @@ def open_directory(save_dir, settings, command=None):
                 "new or an empty directory, or one of an earlier meta-training."
             )
         card = {
-            "format_version": saving.FORMAT_VERSION,
+            "format_version": cards.FORMAT_VERSION,
             "best": None,
             "best_validation_loss": None,
             "superseded": [],
@@ -75,11 +75,11 @@ def open_directory(save_dir, settings, command=None):
             "validation": [],
         }
         tf.io.gfile.makedirs(save_dir)
-        saving.write_card(save_dir, card)
+        cards.write_card(save_dir, card)
         return card
     _check_card(save_dir, card)
     if card["best"] is not None:  # Now, before what is superseded is cleared away.
-        best = saving.best_rule(save_dir, card)
+        best = cards.best_rule(save_dir, card)
         atomic_files.put_back(best, rule_directory.RULE_FILE)
     old = card["settings"]
     changed = [key for key in {**old, **settings} if old.get(key) != settings.get(key)]
@@ -109,8 +109,8 @@ def _check_card(save_dir, card):
             superseded = card.get("superseded", [])  # there was a time without it
             if isinstance(superseded, list) and all(map(rule_directory.is_name, superseded)):
                 return
-    raise saving.damaged(
-        os.path.join(save_dir, saving.CARD_FILE), "it is not the card of a meta-training"
+    raise cards.damaged(
+        os.path.join(save_dir, cards.CARD_FILE), "it is not the card of a meta-training"
     )
 
 
@@ -131,7 +131,7 @@ def checkpoint_manager(checkpoint, directory):
     for path in {*manager.checkpoints, manager.latest_checkpoint or ""} - {""}:
         where, name = os.path.split(path)
         if where != directory or not re.fullmatch("ckpt-[0-9]+", name):
-            raise saving.damaged(
+            raise cards.damaged(
                 os.path.join(directory, "checkpoint"), f"it names {path!r}, which is not its own"
             )
     return manager

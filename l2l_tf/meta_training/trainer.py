@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from l2l_tf import arguments
 from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
-from l2l_tf.meta_training import parts as parts_lib
+from l2l_tf.meta_training import trainer_checks as checks
 from l2l_tf.meta_training import unroll as unroll_lib
 from l2l_tf.meta_training.callbacks import InnerStepsPerSecond, RaiseAtDivergence
 from l2l_tf.meta_training.episodes import check_memory, episodes
@@ -18,18 +18,9 @@ from l2l_tf.meta_training.objectives import (
     mean_objective,
 )
 from l2l_tf.meta_training.own_datasets import OwnDatasets
-from l2l_tf.problems.base import check_problem
 from l2l_tf.update_rules import base
 
 CREDITS = ("segment", "episode")
-_RULE_HINT = (
-    "l2l_tf.update_rules.CoordinatewiseLSTM() makes a new one, l2l_tf.load(name_or_path) loads one."
-)
-_NOT_AS_A_WHOLE = (
-    "A MetaTrainer is not saved as a whole: its problem and objective have no config. Use "
-    "l2l_tf.save(trainer.rule, path) for the rule, and trainer.save_weights('name.weights.h5') and "
-    "load_weights for all that a resumed meta-training needs."
-)
 
 
 class MetaTrainer(keras.Model):
@@ -83,18 +74,7 @@ class MetaTrainer(keras.Model):
         second_derivatives=False,
         chunk_size=None,
     ):
-        arguments.instance("rule", rule, base.UpdateRule, "an UpdateRule", _RULE_HINT)
-        _check_problem(problem)
-        if not rule.trainable_variables:
-            raise ValueError(
-                f"{type(rule).__name__} has no trainable weights to meta-train. Expected a learned "
-                "rule, such as l2l_tf.update_rules.CoordinatewiseLSTM()."
-            )
-        if rule.dtype != problem.dtype:
-            raise ValueError(
-                f"The rule and the problem must have one dtype. Received: {rule.dtype} and "
-                f"{problem.dtype}"
-            )
+        checks.check_rule_and_problem(rule, problem)
         unroll_length = arguments.integer("unroll_length", unroll_length, 1)
         num_steps = arguments.integer("num_steps", num_steps, 1)
         if num_steps % unroll_length:
@@ -110,22 +90,12 @@ class MetaTrainer(keras.Model):
         arguments.boolean("second_derivatives", second_derivatives)
         if chunk_size is not None:
             chunk_size = arguments.integer("chunk_size", chunk_size, 1)
-        can_draw = parts_lib.has_coordinatewise_part(rule, problem.layout)
-        if backward_fraction < 1.0 and (not can_draw or second_derivatives):
-            raise ValueError(
-                "`backward_fraction` below 1 needs a rule with coupling 'coordinate', or one for "
-                "some of the variables, and the first-order meta-gradient. Received: "
-                f"coupling={rule.coupling!r}, second_derivatives={second_derivatives}"
-            )
+        checks.check_can_draw(rule, problem, backward_fraction, second_derivatives)
         if isinstance(objective, str):
             objective = OBJECTIVES[arguments.choice("objective", objective, sorted(OBJECTIVES))]
         what = f"of losses [T] to a scalar, or one of {sorted(OBJECTIVES)}"
         arguments.function("objective", objective, what)
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError(
-                "MetaTrainer runs on one device. Received: a tf.distribute strategy of "
-                f"{tf.distribute.get_strategy().num_replicas_in_sync} replicas."
-            )
+        checks.check_one_device()
         # A window is what one train step sees: the steps over which credit is given.
         window_length = num_steps if credit == "episode" else unroll_length
         check_memory(problem, window_length, meta_batch_size, is_recorded=True)
@@ -232,19 +202,12 @@ class MetaTrainer(keras.Model):
                 is ``vectorized``, "auto" is False, and True a ``ValueError``.
             **kwargs: as of ``keras.Model.compile``.
         """
-        ignored = {
-            "loss": loss,
-            "loss_weights": loss_weights,
-            "metrics": metrics,
-            "weighted_metrics": weighted_metrics,
-        }
-        for name, value in ignored.items():
-            if value is not None:
-                raise ValueError(
-                    f"MetaTrainer.compile takes no `{name}`. Received: {name}={value!r}. What is "
-                    "minimized is the `objective` of MetaTrainer(...); the loss and final_loss of "
-                    "the problem are reported."
-                )
+        checks.check_not_given(
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+        )
         if self.second_derivatives and self.problem.vectorized:
             # XLA wants shapes as constants; the derivative of ``tf.vectorized_map`` computes them.
             if jit_compile is True:
@@ -255,22 +218,9 @@ class MetaTrainer(keras.Model):
                 )
             jit_compile = False
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        what = "a Keras optimizer or its name"
-        arguments.instance("optimizer", self.optimizer, keras.optimizers.Optimizer, what)
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            raise ValueError(
-                "A LossScaleOptimizer is for mixed precision, and meta-training is in "
-                f"{self.rule.dtype}. Expected: the optimizer inside of it."
-            )
+        checks.check_optimizer(self.optimizer, self.rule)
         # Now, so that `load_weights` and callbacks find the variables whose values they restore.
         self.optimizer.build(self.rule.trainable_variables)
-        # A private attribute; without it, Keras complains at the first train step.
-        built_for = getattr(self.optimizer, "_trainable_variables", self.rule.trainable_variables)
-        if {id(v) for v in built_for} != {id(v) for v in self.rule.trainable_variables}:
-            raise ValueError(
-                "`optimizer` has been built for other variables than this rule's. Make a new one "
-                "for each MetaTrainer."
-            )
 
     def fit(
         self,
@@ -304,7 +254,7 @@ class MetaTrainer(keras.Model):
             self._datasets.check("validation_data", validation_data, "validation_dataset")
         callbacks = keras.tree.flatten(callbacks) if callbacks else []
         for callback in callbacks:
-            _check_callback(callback, steps_per_epoch)
+            checks.check_callback(callback, steps_per_epoch)
         return super().fit(
             dataset,
             epochs=epochs,
@@ -325,9 +275,8 @@ class MetaTrainer(keras.Model):
 
     def save_own_variables(self, store):
         """What a resumed meta-training needs beside the rule and the optimizer."""
-        store["episode"] = self.episode.numpy()
-        for index, variable in enumerate(self._carry or []):
-            store[f"carry_{index}"] = variable.numpy()
+        for name, variable in self._own_variables().items():
+            store[name] = variable.numpy()
 
     def load_own_variables(self, store):
         if not store.keys():
@@ -337,8 +286,7 @@ class MetaTrainer(keras.Model):
                 stacklevel=2,
             )
             return
-        variables = {"episode": self.episode}
-        variables |= {f"carry_{index}": v for index, v in enumerate(self._carry or [])}
+        variables = self._own_variables()
         expected = {name: tuple(variable.shape) for name, variable in variables.items()}
         received = {name: tuple(store[name].shape) for name in store.keys()}
         if expected != received:
@@ -351,13 +299,17 @@ class MetaTrainer(keras.Model):
         for name, variable in variables.items():
             variable.assign(store[name])
 
+    def _own_variables(self):
+        carry = {f"carry_{index}": v for index, v in enumerate(self._carry or [])}
+        return {"episode": self.episode, **carry}
+
     def save(self, filepath, *args, **kwargs):
         """Not possible; see the error."""
-        raise NotImplementedError(_NOT_AS_A_WHOLE)
+        raise NotImplementedError(checks.NOT_AS_A_WHOLE)
 
     def get_config(self):
         """Not possible; see the error."""
-        raise NotImplementedError(_NOT_AS_A_WHOLE)
+        raise NotImplementedError(checks.NOT_AS_A_WHOLE)
 
     def train_step(self, data):
         data, *_ = keras.utils.unpack_x_y_sample_weight(data)  # a tuple if of `train_on_batch`
@@ -463,33 +415,3 @@ class MetaTrainer(keras.Model):
         is_first = (any_bad | gradients_bad) & (self.divergence[0] < 0)
         self.divergence.assign(tf.where(is_first, place, self.divergence))
         return ~(any_bad | gradients_bad)
-
-
-def _check_problem(problem):
-    check_problem(problem)
-    if problem.acts_between_steps:
-        raise ValueError(
-            f"MetaTrainer needs a problem whose parameters change by updates alone: else the "
-            f"meta-gradient is not what it computes. Received '{problem.name}', on which "
-            f"{'; '.join(problem.acts_between_steps)} act from step to step too. Leave that out of "
-            "the model; an evaluation takes it as it is."
-        )
-
-
-def _check_callback(callback, steps_per_epoch):
-    """Refuses, before training, a callback that would fail in it or resume to another rule."""
-    arguments.instance("callbacks", callback, keras.callbacks.Callback, "Keras callbacks")
-    if getattr(callback, "save_weights_only", True) is False:
-        raise ValueError(
-            f"{type(callback).__name__} would save the whole model. {_NOT_AS_A_WHOLE} "
-            "Expected: save_weights_only=True."
-        )
-    if isinstance(callback, keras.callbacks.BackupAndRestore) and (
-        callback.save_freq != "epoch" or steps_per_epoch is not None
-    ):
-        raise ValueError(
-            "BackupAndRestore resumes at the start of an epoch, whose dataset starts with a new "
-            "episode. Expected: save_freq='epoch', and no `steps_per_epoch`. Received: "
-            f"save_freq={callback.save_freq!r}, steps_per_epoch={steps_per_epoch}. For more "
-            "backups, make epochs of fewer episodes: dataset(seed, num_episodes)."
-        )

@@ -9,6 +9,10 @@ import threading
 
 import tensorflow as tf
 
+# A method is replaced while functions are inlined: by one thread at a time, so that each puts back
+# what it has found.
+_inlining = threading.RLock()
+
 # Of Keras' state of a thread, what users set; the rest is scopes of calls that are under way.
 _SETTINGS = (
     "custom_objects_scope_dict",
@@ -73,7 +77,7 @@ def seed_generator(generator):
     try:
         yield
     finally:
-        state["global_seed_generator"] = before
+        _thread_state()["global_seed_generator"] = before  # anew: see above
 
 
 def _tensorflow_context():
@@ -133,7 +137,6 @@ def functions_inlined():
         yield
         return
     cls, thread = type(tf.function(lambda: None)), threading.get_ident()
-    call = cls.__call__
 
     def inlined(function, *args, **kwargs):
         if threading.get_ident() != thread:
@@ -142,8 +145,10 @@ def functions_inlined():
         with ag_ctx.ControlStatusCtx(ag_ctx.Status.ENABLED, converter.STANDARD_OPTIONS) as context:
             return api.tf_convert(function.python_function, context)(*args, **kwargs)
 
-    cls.__call__ = inlined
-    try:
-        yield
-    finally:
-        cls.__call__ = call
+    with _inlining:
+        call = cls.__call__
+        cls.__call__ = inlined
+        try:
+            yield
+        finally:
+            cls.__call__ = call

@@ -47,8 +47,7 @@ class KerasLoss:
         self._name = name
         self._has_loss = has_loss
         self._generator = keras.random.SeedGenerator(0)  # for draws that have none of their own
-        seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
-        self._seed_states = [*seeds, self._generator.state]
+        self._seed_states = [*filter(_is_seed_state, model.variables), self._generator.state]
         self._variables = [v for v in model.variables if not _is(v, self._seed_states)]
         self._inlines = False
         self._check_train_step()
@@ -139,7 +138,9 @@ class KerasLoss:
         found = self._traced_with_substitutes(example)
         if found.missed or found.unlisted:
             self._inlines = bool(found.missed)
-            self._variables += found.unlisted
+            # Among them the seed generators that belong to no layer, such as a module's.
+            self._seed_states += filter(_is_seed_state, found.unlisted)
+            self._variables += [v for v in found.unlisted if not _is_seed_state(v)]
             found = self._traced_with_substitutes(example)
         unsubstituted = [v.path for v in self.weights if id(v) in found.missed]
         if unsubstituted:
@@ -278,7 +279,14 @@ class _Found:
 
 
 _ASSIGNS = ("Assign", "ResourceScatter", "ResourceStridedSliceAssign", "ResourceApply")
-_DRAWS = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial")
+_DRAWS = (
+    "Random",
+    "TruncatedNormal",
+    "ParameterizedTruncatedNormal",
+    "Multinomial",
+    "Rng",  # of a tf.random.Generator
+    "StatefulRandom",
+)
 
 
 def _is_assigned(resource):
@@ -314,6 +322,11 @@ def _of_dtypes(model):
     if model.dtype_policy.name == "mixed_float16":
         found.append("the loss scaling of mixed_float16")
     return found
+
+
+def _is_seed_state(variable):
+    """Whether it is the state of a ``keras.random.SeedGenerator``."""
+    return variable.path.endswith("seed_generator_state")
 
 
 def _seed_of(state, seed, index):

@@ -1,0 +1,113 @@
+"""What a MetaTrainer takes: its rule and problem, what it is compiled with, its callbacks.
+
+Each of these would train, and not do what it says, or fail in the middle of a training.
+"""
+
+import keras
+import tensorflow as tf
+
+from l2l_tf import arguments
+from l2l_tf.meta_training import parts
+from l2l_tf.problems.base import check_problem
+from l2l_tf.update_rules import base
+
+NOT_AS_A_WHOLE = (
+    "A MetaTrainer is not saved as a whole: its problem and objective have no config. Use "
+    "l2l_tf.save(trainer.rule, path) for the rule, and trainer.save_weights('name.weights.h5') and "
+    "load_weights for all that a resumed meta-training needs."
+)
+
+
+def check_rule_and_problem(rule, problem):
+    """Refuses a rule that cannot learn, and a problem on which the meta-gradient is not right."""
+    hint = (
+        "l2l_tf.update_rules.CoordinatewiseLSTM() makes a new one, l2l_tf.load(name_or_path) "
+        "loads one."
+    )
+    arguments.instance("rule", rule, base.UpdateRule, "an UpdateRule", hint)
+    check_problem(problem)
+    if problem.acts_between_steps:
+        raise ValueError(
+            f"MetaTrainer needs a problem whose parameters change by updates alone: else the "
+            f"meta-gradient is not what it computes. Received '{problem.name}', on which "
+            f"{'; '.join(problem.acts_between_steps)} act from step to step too. Leave that out of "
+            "the model; an evaluation takes it as it is."
+        )
+    if not rule.trainable_variables:
+        raise ValueError(
+            f"{type(rule).__name__} has no trainable weights to meta-train. Expected a learned "
+            "rule, such as l2l_tf.update_rules.CoordinatewiseLSTM()."
+        )
+    if rule.dtype != problem.dtype:
+        raise ValueError(
+            f"The rule and the problem must have one dtype. Received: {rule.dtype} and "
+            f"{problem.dtype}"
+        )
+
+
+def check_can_draw(rule, problem, backward_fraction, second_derivatives):
+    """Refuses to draw coordinates of a rule that has no coordinatewise part."""
+    can_draw = parts.has_coordinatewise_part(rule, problem.layout)
+    if backward_fraction < 1.0 and (not can_draw or second_derivatives):
+        raise ValueError(
+            "`backward_fraction` below 1 needs a rule with coupling 'coordinate', or one for "
+            "some of the variables, and the first-order meta-gradient. Received: "
+            f"coupling={rule.coupling!r}, second_derivatives={second_derivatives}"
+        )
+
+
+def check_one_device():
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if num_replicas > 1:
+        raise ValueError(
+            "MetaTrainer runs on one device. Received: a tf.distribute strategy of "
+            f"{num_replicas} replicas."
+        )
+
+
+def check_not_given(**arguments_of_compile):
+    """Refuses what of ``compile`` would be ignored."""
+    for name, value in arguments_of_compile.items():
+        if value is not None:
+            raise ValueError(
+                f"MetaTrainer.compile takes no `{name}`. Received: {name}={value!r}. What is "
+                "minimized is the `objective` of MetaTrainer(...); the loss and final_loss of "
+                "the problem are reported."
+            )
+
+
+def check_optimizer(optimizer, rule):
+    """Refuses an optimizer of the meta-parameters that is none, or not for these."""
+    what = "a Keras optimizer or its name"
+    arguments.instance("optimizer", optimizer, keras.optimizers.Optimizer, what)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "A LossScaleOptimizer is for mixed precision, and meta-training is in "
+            f"{rule.dtype}. Expected: the optimizer inside of it."
+        )
+    # A private attribute; without it, Keras complains at the first train step.
+    built_for = getattr(optimizer, "_trainable_variables", rule.trainable_variables)
+    if optimizer.built and {id(v) for v in built_for} != {id(v) for v in rule.trainable_variables}:
+        raise ValueError(
+            "`optimizer` has been built for other variables than this rule's. Make a new one "
+            "for each MetaTrainer."
+        )
+
+
+def check_callback(callback, steps_per_epoch):
+    """Refuses, before training, a callback that would fail in it or resume to another rule."""
+    arguments.instance("callbacks", callback, keras.callbacks.Callback, "Keras callbacks")
+    if getattr(callback, "save_weights_only", True) is False:
+        raise ValueError(
+            f"{type(callback).__name__} would save the whole model. {NOT_AS_A_WHOLE} "
+            "Expected: save_weights_only=True."
+        )
+    if isinstance(callback, keras.callbacks.BackupAndRestore) and (
+        callback.save_freq != "epoch" or steps_per_epoch is not None
+    ):
+        raise ValueError(
+            "BackupAndRestore resumes at the start of an epoch, whose dataset starts with a new "
+            "episode. Expected: save_freq='epoch', and no `steps_per_epoch`. Received: "
+            f"save_freq={callback.save_freq!r}, steps_per_epoch={steps_per_epoch}. For more "
+            "backups, make epochs of fewer episodes: dataset(seed, num_episodes)."
+        )
