@@ -111,7 +111,7 @@ PUBLIC = {
             "loss_scale_factor": "positive",
             "gradient_accumulation_steps": "count",
             "state_dtype": "dtype",
-            "name": "name",
+            "name": "layer's name",
         },
     ),
     l2l_tf.MetaTrainer: (
