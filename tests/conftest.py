@@ -57,7 +57,7 @@ def conv_net():
 def loss_on_batch(model, x, y):
     """What ``train_on_batch`` returns: the loss of this batch, before its step.
 
-    Older versions of Keras return the mean since metrics were reset.
+    Keras before 3.15 returns the mean since metrics were reset.
     """
     model.reset_metrics()
     return float(np.asarray(model.train_on_batch(x, y)))

@@ -86,7 +86,7 @@ class KerasLoss:
         model = self._model
         with keras_hooks.seed_generator(self._generator):
             outputs = model(x, training=True)
-            # Before Keras 3.3, `compute_loss` had no `training`.
+            # One of the model's own may be written for Keras before 3.3, without `training`.
             has_training = "training" in inspect.signature(model.compute_loss).parameters
             options = {"training": True} if has_training else {}
             return model.compute_loss(x, y, outputs, sample_weight, **options)
