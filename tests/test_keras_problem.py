@@ -364,6 +364,19 @@ def test_random_operations_that_seeds_do_not_reach_are_noted(draw, named):
         problem(lambda: net(Noise(draw)))
 
 
+def test_warnings_are_of_the_line_that_makes_the_problem():
+    def build_model():
+        of_noise = layers.Dense(1, kernel_initializer="zeros")
+        return keras.Sequential([keras.Input([8]), Noise(tf.random.normal), of_noise])
+
+    with pytest.warns(UserWarning) as caught:
+        KerasProblem(build_model, data(), "mse", max_bytes=600)
+    messages = [str(w.message) for w in caught]
+    for what in ("did not end within", "the same initial weights", "draws random numbers"):
+        assert any(what in message for message in messages)
+    assert {w.filename for w in caught} == {__file__}
+
+
 def test_a_seed_generator_that_belongs_to_no_layer_is_a_function_of_our_seeds():
     generator = keras.random.SeedGenerator(0)
     problem_ = problem(lambda: net(Noise(lambda s: keras.random.normal(s, seed=generator))))
