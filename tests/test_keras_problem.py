@@ -343,6 +343,16 @@ def test_constant_weights_are_noted():
         )
 
 
+def test_constant_weights_are_no_seed_where_tensorflow_hides_its_own(monkeypatch):
+    monkeypatch.setattr(keras_hooks, "_tensorflow_context", lambda: None)
+    with pytest.warns(UserWarning, match="the same initial weights each time"):
+        problem(
+            lambda: keras.Sequential(
+                [keras.Input([8]), layers.Dense(1, kernel_initializer="zeros")]
+            )
+        )
+
+
 class Noise(layers.Layer):
     def __init__(self, draw):
         super().__init__()

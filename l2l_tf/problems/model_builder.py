@@ -101,7 +101,7 @@ class ModelBuilder:
             )
         if not values[0] or not all(np.array_equal(a, b) for a, b in zip(values[0], values[1])):
             return first
-        if any(a == b for a, b in zip(ends[0], ends[1])):
+        if any(a is not None and a == b for a, b in zip(ends[0], ends[1])):
             raise ValueError(
                 f"`build_model` of problem '{name}' sets a random seed, so each episode would "
                 "start from the same weights. Leave the seed out: the weights are a function of "
