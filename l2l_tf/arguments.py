@@ -88,6 +88,11 @@ def instance(name, value, types, what, hint=""):
     return value
 
 
+def few(names):
+    """Names in a message: three of them at most."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def _message(name, expected, value, hint=""):
     received = f"Received: {name}={_repr(value)} of type {type(value).__name__}"
     return f"`{name}` must be {expected}. {received}" + (f". {hint}" if hint else "")

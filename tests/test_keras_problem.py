@@ -344,6 +344,16 @@ def test_constant_weights_are_noted():
         )
 
 
+def test_constant_weights_are_no_seed_where_tensorflow_hides_its_own(monkeypatch):
+    monkeypatch.setattr(keras_hooks, "_tensorflow_context", lambda: None)
+    with pytest.warns(UserWarning, match="the same initial weights each time"):
+        problem(
+            lambda: keras.Sequential(
+                [keras.Input([8]), layers.Dense(1, kernel_initializer="zeros")]
+            )
+        )
+
+
 class Noise(layers.Layer):
     def __init__(self, draw):
         super().__init__()
@@ -363,6 +373,19 @@ class Noise(layers.Layer):
 def test_random_operations_that_seeds_do_not_reach_are_noted(draw, named):
     with pytest.warns(UserWarning, match=f"{named}.*SeedGenerator"):
         problem(lambda: net(Noise(draw)))
+
+
+def test_warnings_are_of_the_line_that_makes_the_problem():
+    def build_model():
+        of_noise = layers.Dense(1, kernel_initializer="zeros")
+        return keras.Sequential([keras.Input([8]), Noise(tf.random.normal), of_noise])
+
+    with pytest.warns(UserWarning) as caught:
+        KerasProblem(build_model, data(), "mse", max_bytes=600)
+    messages = [str(w.message) for w in caught]
+    for what in ("did not end within", "the same initial weights", "draws random numbers"):
+        assert any(what in message for message in messages)
+    assert {w.filename for w in caught} == {__file__}
 
 
 def test_a_seed_generator_that_belongs_to_no_layer_is_a_function_of_our_seeds():

@@ -155,7 +155,7 @@ def _read_into_memory(dataset, first, argument, max_bytes):
                 "MiB. So it is read as a stream, from its start in each episode: let it shuffle. "
                 "To have it in memory, where each episode draws its batches by seed, pass a larger "
                 "`max_bytes`; to stream it without this warning, call .repeat() on it.",
-                stacklevel=5,
+                stacklevel=4,
             )
             return None
     return tf.nest.map_structure(lambda *leaves: np.concatenate(leaves), *batches)

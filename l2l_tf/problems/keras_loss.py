@@ -4,12 +4,15 @@ import contextlib
 import inspect
 import textwrap
 import warnings
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf.arguments import few
 from l2l_tf.problems import base, keras_hooks
+from l2l_tf.problems.loss_graph import LossGraph, NotingScope, is_one_of
 
 
 class KerasLoss:
@@ -48,7 +51,7 @@ class KerasLoss:
         self._has_loss = has_loss
         self._generator = keras.random.SeedGenerator(0)  # for draws that have none of their own
         self._seed_states = [*filter(_is_seed_state, model.variables), self._generator.state]
-        self._variables = [v for v in model.variables if not _is(v, self._seed_states)]
+        self._variables = [v for v in model.variables if not is_one_of(v, self._seed_states)]
         self._inlines = False
         self._check_train_step()
         self.acts_between_steps = _constraints(model) + _of_dtypes(model)
@@ -98,7 +101,7 @@ class KerasLoss:
             values.append((state, _seed_of(state, seed, index)))
         inlined = keras_hooks.functions_inlined if self._inlines else contextlib.nullcontext
         # In this scope variables take the given values, and assignments do not outlive it.
-        scope = _Scope(state_mapping=values, collect_losses=True)
+        scope = NotingScope(state_mapping=values, collect_losses=True)
         with scope, inlined():
             return self._forward(example), scope
 
@@ -135,80 +138,79 @@ class KerasLoss:
         # First with the variables themselves: a tf.function within the model that is traced now has
         # read those, and not values of one trace alone.
         self._traced(self._forward, example)
-        found = self._traced_with_substitutes(example)
-        if found.missed or found.unlisted:
-            self._inlines = bool(found.missed)
+        trace = self._traced_with_substitutes(example)
+        if trace.graph.missed or trace.unlisted:
+            self._inlines = bool(trace.graph.missed)
             # Among them the seed generators that belong to no layer, such as a module's.
-            self._seed_states += filter(_is_seed_state, found.unlisted)
-            self._variables += [v for v in found.unlisted if not _is_seed_state(v)]
-            found = self._traced_with_substitutes(example)
+            self._seed_states += filter(_is_seed_state, trace.unlisted)
+            self._variables += [v for v in trace.unlisted if not _is_seed_state(v)]
+            trace = self._traced_with_substitutes(example)
+        found, acting = trace.graph, trace.graph.acting
         unsubstituted = [v.path for v in self.weights if id(v) in found.missed]
         if unsubstituted:
             self.acts_between_steps.append(
-                f"a tf.function in the model that reads {_few(unsubstituted)} where nothing can be "
+                f"a tf.function in the model that reads {few(unsubstituted)} where nothing can be "
                 "substituted"
             )
-            found.acting = self._variables
+            acting = self._variables
         elif found.foreign:
             raise ValueError(
-                f"The model of problem '{self._name}' changes {_few(found.foreign)} in its forward "
+                f"The model of problem '{self._name}' changes {few(found.foreign)} in its forward "
                 "pass: tf.Variables that Keras does not know, so an episode would start from where "
                 "the one before ended. Make them by `self.add_weight(..., trainable=False)`."
             )
         else:
-            self._check_reached(found.unreached)
-            self._check_weights_are_left_alone(found.acting)
-            self.acts_between_steps += [f"the layers' state {v.path}" for v in found.acting]
+            self._check_reached(trace.unreached)
+            self._check_weights_are_left_alone(acting)
+            self.acts_between_steps += [f"the layers' state {v.path}" for v in acting]
         if found.draws:
             warnings.warn(
                 f"The model of problem '{self._name}' draws random numbers in its forward pass by "
-                f"{_few(found.draws)}, which our seeds do not reach: each optimizer gets others, "
+                f"{few(found.draws)}, which our seeds do not reach: each optimizer gets others, "
                 "and nothing repeats. Use keras.random with a keras.random.SeedGenerator.",
-                stacklevel=5,
+                stacklevel=4,
             )
         if self.acts_between_steps:
-            self.state = [v for v in found.acting if not _is(v, self.weights)]
-        if np.ndim(found.loss) != 0 or not np.isfinite(found.loss):
+            self.state = [v for v in acting if not is_one_of(v, self.weights)]
+        if np.ndim(trace.loss) != 0 or not np.isfinite(trace.loss):
             raise ValueError(
                 f"The loss of problem '{self._name}' must be a finite scalar. "
-                f"Received: {np.asarray(found.loss)} on the first batch, at initial weights"
+                f"Received: {np.asarray(trace.loss)} on the first batch, at initial weights"
             )
 
     def _check_weights_are_left_alone(self, changed):
-        names = [v.path for v in changed if _is(v, self.weights)]
+        names = [v.path for v in changed if is_one_of(v, self.weights)]
         if names:
             raise ValueError(
                 f"The model of problem '{self._name}' changes its own trainable weights in the "
-                f"forward pass ({_few(names)}), as SpectralNormalization does. Expected of an "
+                f"forward pass ({few(names)}), as SpectralNormalization does. Expected of an "
                 "optimizee: weights that nothing but the optimizer moves, so that all optimizers "
                 "are compared at the weights that they have found. Leave that layer out."
             )
 
     def _traced_with_substitutes(self, example):
-        """The loss on `example`, and what its graph tells, as a ``_Found``."""
-        variables, trace = self._variables, {}
+        """The loss on `example`, with values in place of all variables, as a ``_Trace``."""
+        variables, of_graph, trace = self._variables, {}, {}
 
         def loss_and_gradients(values, example):
-            weights = [i for i, v in enumerate(variables) if _is(v, self.weights)]
+            pairs = list(zip(variables, values))
+            weights, of_weights = zip(*(p for p in pairs if is_one_of(p[0], self.weights)))
             with tf.GradientTape() as tape:
-                tape.watch([values[i] for i in weights])
-                loss, scope = self._substituted(
-                    list(zip(variables, values)), example, tf.zeros([2], tf.int64)
-                )
-            gradients = tape.gradient(loss, [values[i] for i in weights])
-            trace["results"] = [loss, *(g for g in gradients if g is not None)]
-            trace["unreached"] = [variables[i] for i, g in zip(weights, gradients) if g is None]
-            trace["values"] = values
-            trace["updates"] = [scope.get_current_value(v) for v in variables]
+                tape.watch(of_weights)
+                loss, scope = self._substituted(pairs, example, tf.zeros([2], tf.int64))
+            gradients = tape.gradient(loss, of_weights)
+            of_graph["values"] = values
+            of_graph["updates"] = [scope.get_current_value(v) for v in variables]
+            of_graph["results"] = [loss, *(g for g in gradients if g is not None)]
+            trace["unreached"] = [v for v, g in zip(weights, gradients) if g is None]
             known = [*variables, *self._seed_states]
-            trace["unlisted"] = [v for v in scope.updated if not _is(v, known)]
+            trace["unlisted"] = [v for v in scope.updated if not is_one_of(v, known)]
             return loss
 
         values = [tf.convert_to_tensor(v.value) for v in variables]
         function = self._traced(loss_and_gradients, values, example)
-        found = _Found(function.graph, variables, **trace)
-        found.loss = function(values, example).numpy()
-        return found
+        loss = function(values, example).numpy()
+        return _Trace(loss, LossGraph(function.graph, variables, **of_graph), **trace)
 
     def _traced(self, function, *args):
         try:
@@ -220,89 +222,18 @@ class KerasLoss:
             ) from error
 
 
-class _Scope(keras.StatelessScope):
-    """A stateless scope that notes which variables are assigned to."""
+class _Trace(NamedTuple):
+    """Of a loss with values in place of variables.
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.updated = []
-
-    def add_update(self, update):
-        if not _is(update[0], self.updated):
-            self.updated.append(update[0])
-        super().add_update(update)
-
-
-class _Found:
-    """What the graph of a loss with substituted values tells.
-
-    Attributes:
-        acting: variables that the forward pass changes, and on whose values the loss or a gradient
-            depends, or the change of another such one.
-        missed: ids of variables that are read past the substitution.
-        foreign: names of other variables that the graph assigns to.
-        draws: names of operations that draw random numbers by seeds of their own.
-        unreached: weights on which the loss does not depend.
-        unlisted: variables that the forward pass changes and Keras does not list as the model's,
-            such as the states of a stateful RNN and metrics.
+    `unreached` are the weights on which it does not depend; `unlisted` the variables that the
+    forward pass changes and Keras does not list as the model's, such as the states of a stateful
+    RNN and metrics.
     """
 
-    def __init__(self, graph, variables, results, values, updates, unreached, unlisted):
-        self.unreached, self.unlisted = unreached, unlisted
-        handles = {id(v.value.handle): v for v in variables}
-        captured = {id(external): internal for external, internal in graph.captures}
-        self.missed = {id(v) for handle, v in handles.items() if handle in captured}
-        operations = [*graph.get_operations()]
-        for function in graph.as_graph_def().library.function:
-            operations += function.node_def
-        types = {op.type if isinstance(op, tf.Operation) else op.op for op in operations}
-        self.draws = sorted(t for t in types if t.startswith(_DRAWS))
-        known = {id(captured[handle]) for handle in handles if handle in captured}
-        self.foreign = []
-        if any(t.startswith(_ASSIGNS) for t in types):
-            self.foreign = sorted(
-                getattr(external, "_name", None) or internal.name
-                for external, internal in graph.captures
-                if internal.dtype == tf.resource
-                and id(internal) not in known
-                and _is_assigned(internal)
-            )
-        changed = [i for i, (old, new) in enumerate(zip(values, updates)) if new is not old]
-        acting, reached = [], _ancestors(results)
-        while True:
-            more = [i for i in changed if i not in acting and values[i].op.name in reached]
-            if not more:
-                break
-            acting += more
-            reached = _ancestors([*results, *(updates[i] for i in acting)])
-        self.acting = [variables[i] for i in sorted(acting)]
-
-
-_ASSIGNS = ("Assign", "ResourceScatter", "ResourceStridedSliceAssign", "ResourceApply")
-_DRAWS = (
-    "Random",
-    "TruncatedNormal",
-    "ParameterizedTruncatedNormal",
-    "Multinomial",
-    "Rng",  # of a tf.random.Generator
-    "StatefulRandom",
-)
-
-
-def _is_assigned(resource):
-    """Whether an operation assigns to a captured resource, or hands it to a function."""
-    return any(op.type.startswith((*_ASSIGNS, "Stateful")) for op in resource.consumers())
-
-
-def _ancestors(tensors):
-    """Names of all operations that some tensors depend on."""
-    seen, waiting = set(), [tensor.op for tensor in tensors]
-    while waiting:
-        op = waiting.pop()
-        if op.name not in seen:
-            seen.add(op.name)
-            waiting += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
-    return seen
+    loss: np.ndarray
+    graph: LossGraph
+    unreached: list
+    unlisted: list
 
 
 def _constraints(model):
@@ -332,14 +263,6 @@ def _is_seed_state(variable):
 def _seed_of(state, seed, index):
     """The value of a seed generator's state in a step."""
     return tf.cast(base.fold_in(seed, index), state.dtype)
-
-
-def _is(variable, variables):
-    return any(variable is other for other in variables)
-
-
-def _few(names):
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _described(example):

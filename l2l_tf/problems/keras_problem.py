@@ -16,6 +16,7 @@ class KerasProblem(base.Problem):
     layers add and its regularization, in training mode, so that BatchNormalization uses the batch's
     statistics and Dropout draws new masks each step. What a forward pass would change besides
     (moving averages, metrics) is dropped: nothing leaks from one episode to the next.
+    Weights that are not trained are those of one model in all episodes, also if they are random.
 
     Some models do more between two steps than an update: weight constraints, SpectralNormalization,
     stateful layers, the loss scaling of mixed_float16. ``acts_between_steps`` lists what a model

@@ -8,6 +8,7 @@ import warnings
 import keras
 import numpy as np
 
+from l2l_tf.arguments import few
 from l2l_tf.problems import keras_hooks
 
 # Building a model under a seed borrows the process' global generators: one at a time.
@@ -77,7 +78,7 @@ class ModelBuilder:
             raise ValueError(
                 f"`build_model` of problem '{name}' must return a new model each time, as each "
                 f"episode starts from fresh weights. Received the same variables twice: "
-                f"{_few(names)}. Make the model, and its layers, inside of the function."
+                f"{few(names)}. Make the model, and its layers, inside of the function."
             )
         shapes = [[tuple(v.shape) for v in m.trainable_variables] for m in models]
         if shapes[1:] != shapes[:1] * 2:
@@ -95,12 +96,12 @@ class ModelBuilder:
             raise ValueError(
                 f"`build_model` of problem '{name}' must draw its weights from generators that can "
                 "be seeded: those of Keras, `random`, NumPy's global one, or tf.random. Received "
-                f"other values for the same seed in {_few(changed)}. Perhaps it uses a generator "
+                f"other values for the same seed in {few(changed)}. Perhaps it uses a generator "
                 "of its own without a seed, such as np.random.default_rng()."
             )
         if not values[0] or not all(np.array_equal(a, b) for a, b in zip(values[0], values[1])):
             return first
-        if any(a == b for a, b in zip(ends[0], ends[1])):
+        if any(a is not None and a == b for a, b in zip(ends[0], ends[1])):
             raise ValueError(
                 f"`build_model` of problem '{name}' sets a random seed, so each episode would "
                 "start from the same weights. Leave the seed out: the weights are a function of "
@@ -110,7 +111,7 @@ class ModelBuilder:
             f"`build_model` of problem '{name}' returns the same initial weights each time: its "
             "initializers are constants, or have seeds of their own, or weights are loaded. Its "
             "optimizees differ by their batches alone.",
-            stacklevel=4,
+            stacklevel=3,
         )
         return first
 
@@ -144,7 +145,3 @@ def _seeded(seed):
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-
-
-def _few(names):
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
