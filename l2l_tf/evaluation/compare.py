@@ -30,7 +30,7 @@ def compare(build_model, dataset, loss, rules, heldout=None, output_dir=None, **
     optimizer ...
     """
     if output_dir is not None:
-        output_dir = check_directory(output_dir)  # now, and not when all is computed
+        output_dir = check_directory(output_dir, "output_dir")  # now, and not when all is computed
     result = evaluate(KerasProblem(build_model, dataset, loss, heldout), rules, **kwargs)
     print(result.table())
     if output_dir is not None:
