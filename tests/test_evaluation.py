@@ -312,6 +312,7 @@ def test_sides_and_progress(capsys):
         ({"optimizers": {"x": 3}}, r"`optimizers\['x'\]` must be an update rule"),
         ({"optimizers": "quadratic"}, "`optimizers` must be a dict"),
         ({"baselines": "sgd"}, "`baselines` must be a list"),
+        ({"baselines": []}, "Nothing to compare"),
         ({"num_steps": 10.0}, "`num_steps` must be an integer"),
         ({"num_seeds": 1.5}, "`num_seeds` must be an integer"),
         ({"num_tuning_seeds": 0}, "`num_tuning_seeds` must be an integer, 1 at least"),

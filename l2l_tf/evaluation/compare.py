@@ -1,6 +1,5 @@
 """compare: honest curves on a model of one's own, in one line."""
 
-from l2l_tf import paths
 from l2l_tf.evaluation.evaluate import evaluate
 from l2l_tf.evaluation.report import check_directory
 from l2l_tf.problems import KerasProblem
@@ -31,8 +30,7 @@ def compare(build_model, dataset, loss, rules, heldout=None, output_dir=None, **
     optimizer ...
     """
     if output_dir is not None:
-        # Now, and not when all is computed.
-        output_dir = check_directory(paths.from_user("output_dir", output_dir))
+        output_dir = check_directory(output_dir, "output_dir")  # now, and not when all is computed
     result = evaluate(KerasProblem(build_model, dataset, loss, heldout), rules, **kwargs)
     print(result.table())
     if output_dir is not None:

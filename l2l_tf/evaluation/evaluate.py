@@ -128,7 +128,12 @@ def _contestants(optimizers, baselines):
         optimizers = dict(pairs)
         _check_different([name for name, _ in pairs])
     _check_different([*optimizers, *baselines])
-    return {arguments.text("optimizers' name", n): _optimizer(n, o) for n, o in optimizers.items()}
+    if not optimizers and not baselines:
+        raise ValueError("Nothing to compare. Expected at least one of `optimizers`, `baselines`.")
+    return {
+        arguments.text("a name in optimizers or rules", n): _optimizer(n, o)
+        for n, o in optimizers.items()
+    }
 
 
 def _optimizer(name, optimizer):

@@ -169,15 +169,19 @@ class Result:
         draw_curves(self, paths.from_user("path", path))
 
 
-def check_directory(directory):
+def check_directory(directory, name="directory"):
     """Whether ``Result.save`` may write there. Returns the path, its ``~`` expanded.
+
+    Args:
+        directory: new or existing.
+        name: of the argument, for errors.
 
     Raises:
         TypeError: it is no path.
         FileExistsError: it is a file, or has other files of the names that would be written.
         PermissionError: it may not be written.
     """
-    directory = paths.from_user("directory", directory)
+    directory = paths.from_user(name, directory)
     above = directory
     while not os.path.lexists(above):
         above = os.path.dirname(above) or "."
