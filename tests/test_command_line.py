@@ -29,6 +29,7 @@ def call(script, *flags, cwd=None):
     return subprocess.run(command(script, *flags), capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_second_derivatives_need_no_other_flag(tmp_path):
     flags = [*SMALL, "--num_episodes=2", "--validate_every=2", "--noevaluate"]
     done = call("meta_train", *flags, "--second_derivatives", f"--save_dir={tmp_path / 'run'}")
@@ -75,6 +76,7 @@ def test_meta_train_and_evaluate(tmp_path):
     np.testing.assert_allclose(after["loss"], before["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_init_from_goes_on_from_a_rule(tmp_path):
     start = update_rules.RNNprop((3, 2), zero_head=False, seed=1)
     l2l_tf.save(start, tmp_path / "start")
@@ -160,7 +162,7 @@ def slow(*values):
     "script, flags, message",
     [
         ("meta_train", ["--rule=lstn"], "value should be one of <lstm|rnnprop|averaging>"),
-        ("meta_train", ["--problem=digit"], "Did you mean 'digits'"),
+        slow("meta_train", ["--problem=digit"], "Did you mean 'digits'"),
         slow("meta_train", ["--problem=digits+nan*lasso"], "Received the member: 'nan*lasso'"),
         ("meta_train", ["--num_steps=30"], "num_steps=30, unroll_length=20"),
         ("meta_train", ["--layers=20,x"], "--layers must be integers"),

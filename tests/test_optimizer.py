@@ -571,7 +571,7 @@ def what_a_fit_leaves(rule):
     return len(rules), len(functions)
 
 
-@pytest.mark.parametrize("native", ["0", "1"])
+@pytest.mark.parametrize("native", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_models_of_one_process_share_the_programs_of_a_rule(native, monkeypatch):
     monkeypatch.setenv("L2L_TF_NATIVE", native)
     counts = [what_a_fit_leaves(lstm()) for _ in range(4)]

@@ -195,7 +195,7 @@ class StopAt(keras.callbacks.Callback):
             raise Stopped
 
 
-@pytest.mark.parametrize("credit", ["segment", "episode"])
+@pytest.mark.parametrize("credit", ["segment", pytest.param("episode", marks=pytest.mark.slow)])
 def test_backup_and_restore_resumes_to_the_same_rule(credit, tmp_path):
     whole, first, second = (compiled(credit) for _ in range(3))
     whole.fit(whole.dataset(0, 4), epochs=4, verbose=0)
