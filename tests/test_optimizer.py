@@ -96,6 +96,20 @@ def test_chunks_but_the_last_are_whole_blocks_of_one_size(num_coordinates, num_c
     assert not sizes or sizes[0] - num_chunks * chunked_update.BLOCK < last <= sizes[0]
 
 
+@pytest.mark.parametrize("is_native", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2, 16])
+def test_small_chunks_share_calls_that_keep_all_cores_busy(is_native, at_once):
+    sizes = [32_768, 5000, 20_000] + [300] * 100 + [0, 1]
+    groups = chunked_update._groups(sizes, at_once, is_native)
+    assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
+    totals = [sum(sizes[i] for i in group) for group in groups]
+    assert all(t <= chunked_update.CHUNK_SIZE for t, group in zip(totals, groups) if len(group) > 1)
+    assert len(groups) <= 3 + max(2, min(at_once, 8)) + 1
+    if not is_native:
+        assert [[0], [1], [2]] == groups[:3]
+    assert chunked_update._groups([], at_once, is_native) == []
+
+
 def test_learning_rate_multiplies_the_update():
     variable = tf.Variable([1.0, 2.0])
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.5])
