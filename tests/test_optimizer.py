@@ -580,11 +580,21 @@ def what_a_fit_leaves(rule):
     return len(rules), len(functions)
 
 
-@pytest.mark.parametrize("native", ["0", "1"])
-def test_models_of_one_process_share_the_programs_of_a_rule(native, monkeypatch):
-    monkeypatch.setenv("L2L_TF_NATIVE", native)
+def test_a_model_that_is_gone_leaves_no_rule_and_no_program():
     counts = [what_a_fit_leaves(lstm()) for _ in range(4)]
     assert counts[1] == counts[3]
+
+
+def test_rules_alike_in_all_but_weights_share_programs():
+    class Ours(update_rules.CoordinatewiseLSTM):
+        """A rule whose config may not tell all."""
+
+    program_of = chunked_update.program
+    rule, trained = lstm(), update_rules.CoordinatewiseLSTM((4,), name="trained")
+    assert program_of(rule) is program_of(trained)
+    assert program_of(update_rules.SGD(0.1)) is program_of(update_rules.SGD(0.2))
+    assert program_of(rule) is not program_of(lstm((5,)))
+    assert program_of(Ours((4,))) is not program_of(Ours((4,)))
 
 
 def test_rules_of_other_settings_do_not_share_programs():
