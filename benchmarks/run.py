@@ -1,11 +1,12 @@
 """Benchmarks: meta-training and applying a rule, against the textbook way, Adam and the limit.
 
-  python benchmarks/run.py                      # all, about six minutes; the machine to itself
+  python benchmarks/run.py                      # all, about eight minutes; the machine to itself
   python benchmarks/run.py --only=meta,apply --output=benchmarks/results.json
 
-Parts: meta (meta-training speed), apply (in `fit`), growth (with the number of coordinates),
-memory, first (first steps, compilation included), fraction (variance against cost of
-``--backward_fraction``). Ratios of one run are what counts; figures of other runs differ.
+Parts: meta (meta-training speed), apply (in `fit`), tabular (in `fit`, many small variables),
+growth (with the number of coordinates), memory, first (first steps, compilation included), fraction
+(variance against cost of ``--backward_fraction``). Ratios of one run are what counts; figures of
+other runs differ.
 """
 
 import json
@@ -29,7 +30,7 @@ from l2l_tf.problems.classification import BATCH_SIZE, perceptron
 from l2l_tf.update_rules import base
 
 _ONLY = flags.DEFINE_list(
-    "only", ["meta", "apply", "growth", "memory", "first", "fraction"], "Parts to run."
+    "only", ["meta", "apply", "tabular", "growth", "memory", "first", "fraction"], "Parts to run."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
@@ -51,6 +52,22 @@ def conv_net():
     return keras.Sequential(
         [keras.Input([28, 28, 1]), layers.Rescaling(1 / 255), *convolutions, *head]
     )
+
+
+def tabular_net(num_columns):
+    """A column in two is a number, the other a category; each has layers of its own."""
+    layers = keras.layers
+    inputs, encoded = [], []
+    for column in range(num_columns):
+        is_category = column % 2
+        inputs.append(keras.Input([1], dtype="int32" if is_category else "float32"))
+        if is_category:
+            encoded.append(layers.Flatten()(layers.Embedding(20, 8)(inputs[-1])))
+        else:
+            normalized = layers.Normalization(mean=0.0, variance=1.0)(inputs[-1])
+            encoded.append(layers.Dense(8, "relu")(normalized))
+    hidden = layers.BatchNormalization()(layers.Concatenate()(encoded))
+    return keras.Model(inputs, layers.Dense(10)(layers.Dense(16, "relu")(hidden)))
 
 
 MODELS = {
@@ -134,12 +151,26 @@ def meta():
     return rows
 
 
+def tabular_data(num_columns, num_batches=40):
+    rng = np.random.default_rng(0)
+    shape = (num_batches * BATCH_SIZE, 1)
+    columns = [
+        rng.integers(0, 20, shape, dtype="int32") if column % 2 else rng.normal(size=shape)
+        for column in range(num_columns)
+    ]
+    y = rng.integers(0, 10, shape[0])
+    return tf.data.Dataset.from_tensor_slices((tuple(columns), y)).batch(BATCH_SIZE).cache()
+
+
 def fit_step(model, optimizer):
     """A function that trains for ten steps, as ``fit`` does."""
-    network = MODELS[model]()
+    return _fit_step(MODELS[model](), data(), optimizer)
+
+
+def _fit_step(network, batches, optimizer):
     network.compile(optimizer=optimizer, loss=LOSS)
     network.make_train_function()
-    batches = iter(data().repeat())
+    batches = iter(batches.repeat())
 
     def steps():
         for _ in range(10):
@@ -177,6 +208,39 @@ def apply():
                     (milliseconds["LSTM (20, 20)"] - milliseconds["rule -g"]) / at_limit, 2
                 ),
                 "LSTM (8) / Adam": round(milliseconds["LSTM (8)"] / milliseconds["Adam"], 2),
+            }
+        )
+    return rows
+
+
+def tabular():
+    """Milliseconds of a step of ``fit`` of a net with many small variables, at batch size 128."""
+    rows = []
+    for num_columns in (40, 100):
+        batches = tabular_data(num_columns)
+        optimizers = {
+            "Adam": keras.optimizers.Adam(),
+            "rule -g": minus_gradient(),
+            "mnist-mlp-lite": l2l_tf.LearnedOptimizer("mnist-mlp-lite"),
+            "cifar10": l2l_tf.LearnedOptimizer("cifar10"),
+        }
+        contestants = {
+            name: _fit_step(tabular_net(num_columns), batches, optimizer)
+            for name, optimizer in optimizers.items()
+        }
+        seconds, first = measure.median_seconds(contestants, num_rounds=25)
+        variables = tabular_net(num_columns).trainable_variables
+        rows.append(
+            {
+                "columns": num_columns,
+                "variables": len(variables),
+                "coordinates": sum(int(np.prod(v.shape)) for v in variables),
+                **{f"{name}, ms": round(100 * s, 2) for name, s in seconds.items()},
+                **{
+                    f"{name} / Adam": round(seconds[name] / seconds["Adam"], 2)
+                    for name in list(optimizers)[1:]
+                },
+                "first ten steps, s": ", ".join(f"{s:.1f}" for s in first.values()),
             }
         )
     return rows
@@ -340,6 +404,7 @@ def _noise(vectors):
 PARTS = {
     "meta": meta,
     "apply": apply,
+    "tabular": tabular,
     "growth": growth,
     "memory": memory,
     "first": first,

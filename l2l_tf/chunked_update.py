@@ -2,11 +2,10 @@
 
 What a rule needs beside its state (features, gates, the new state) is larger than the state itself.
 So a large variable is cut into chunks of coordinates, each with state variables of its own: a chunk
-is one call of one compiled program, whose results replace the chunk's state without a copy. Small
-variables share a chunk.
+is run by a compiled program, whose results replace the chunk's state without a copy. Small
+variables share a call of it, as each call costs more than their coordinates do.
 """
 
-import functools
 import itertools
 import os
 
@@ -14,7 +13,7 @@ import tensorflow as tf
 
 from l2l_tf.update_rules import compiled, native_lstm, xla
 
-# Variables below this size share a chunk, and larger ones are cut into chunks of no less.
+# Variables below this size share a call, and larger ones are cut into chunks of no less.
 SMALL = 4096
 # Chunks for cores to run side by side, a power of two, as the number of cores mostly is.
 SIDE_BY_SIDE = 4
@@ -52,114 +51,105 @@ def initial_state(rule, num_coordinates):
 
 @compiled.shared
 def program(rule):
-    """One step of a coordinatewise rule for a chunk, compiled.
+    """One step of a coordinatewise rule for several variables, compiled.
 
     Returns:
-        Function of the rule's weights, a list of vectors (gradients) and for each of them the
-        leaves of its state, in any dtype; to the list of updates and the new leaves.
+        Function of the rule's weights (of ``compiled.weights``), the gradients (vectors ``[N]`` of
+        the rule's dtype), for each of them, for each of its chunks, the list of ``tf.Variable`` of
+        its state, and a function of a variable and a value, by which it assigns to these; to the
+        list of updates, like the gradients.
     """
-    structure = rule.initial_state(1)
-
-    def step(update, vectors, states):
-        sizes = [vector.shape[0] for vector in vectors]
-        leaves = [tf.concat(of_vectors, axis=-1) for of_vectors in zip(*states)]
-        updates, state = update(
-            tf.concat(vectors, axis=0), tf.nest.pack_sequence_as(structure, leaves)
-        )
-        new_leaves = [tf.split(leaf, sizes, axis=-1) for leaf in tf.nest.flatten(state)]
-        return tf.split(updates, sizes), [list(of_vector) for of_vector in zip(*new_leaves)]
-
-    def update_by_xla(gradients, state):
-        updates, new = rule.update(
-            gradients, tf.nest.map_structure(lambda leaf: tf.cast(leaf, rule.dtype), state)
-        )
-        return updates, tf.nest.map_structure(
-            lambda leaf, old: tf.cast(leaf, old.dtype), new, state
-        )
-
-    natively = native_lstm.program(rule)
     programs = {}  # by sizes: one function for all would look to TensorFlow like retracing
 
-    def new_program(is_native):
-        if not is_native:
-            return compiled.program(rule, functools.partial(step, update_by_xla))
-        # A function too: all chunks of a size share its graph.
-        return tf.function(
-            lambda weights, *args: step(functools.partial(natively, weights), *args),
-            autograph=False,
-        )
-
-    def run(weights, vectors, states):
-        is_native = native_lstm.can_run(rule, states)
+    def run(is_native, weights, vectors, pieces):
         # What is made while operations are watched is not for later.
         key = is_native, xla.watches_operations(), *(vector.shape[0] for vector in vectors)
         if key not in programs:
-            programs[key] = new_program(is_native)
-        return programs[key](weights, vectors, states)
+            programs[key] = (_native_program if is_native else _xla_program)(rule)
+        return programs[key](weights, vectors, pieces)
 
-    return run
+    def update(weights, gradients, states, assign):
+        is_native = native_lstm.can_run(rule, states)
+        bounds, pieces, owners = [], [], []
+        for owner, (gradient, of_chunks) in enumerate(zip(gradients, states)):
+            sizes = chunk_sizes(gradient.shape[0])
+            bounds += itertools.pairwise(itertools.accumulate(sizes, initial=0))
+            pieces += of_chunks
+            owners += [owner] * len(of_chunks)
+
+        updates, finished = [None] * len(bounds), []
+        at_once = os.cpu_count() or 1
+        groups = _groups([end - start for start, end in bounds], at_once, is_native)
+        for index, group in enumerate(groups):
+            of_group = [pieces[i] for i in group]
+            # As many at once as cores: the memory that one needs goes to the next, and the small
+            # variables, which come last, even out when the cores are done.
+            waits_for = [finished[index - at_once]] if index >= at_once else []
+            with tf.control_dependencies(waits_for):
+                whole = [tf.identity(gradients[owners[i]]) for i in group]
+            steps, new_pieces = run(
+                is_native,
+                weights,
+                [tf.stop_gradient(vector[slice(*bounds[i])]) for i, vector in zip(group, whole)],
+                [[tf.convert_to_tensor(leaf) for leaf in leaves] for leaves in of_group],
+            )
+            finished.append(tf.identity(steps[0]))  # a function, inlined, would not be waited for
+            for i, step in zip(group, steps):
+                updates[i] = step
+            for leaf, value in zip(tf.nest.flatten(of_group), tf.nest.flatten(new_pieces)):
+                assign(leaf, value)
+        return [
+            tf.concat([u for u, of in zip(updates, owners) if of == owner], axis=0)
+            for owner in range(len(gradients))
+        ]
+
+    return update
 
 
-def update(program, weights, gradients, states, assign):
-    """One step for several variables.
+def _native_program(rule):
+    """A step of the chunks of a group: from vectors and their states to updates and new states."""
+    of_pieces = native_lstm.program_of_pieces(rule)
 
-    Args:
-        program: of ``program(rule)``.
-        weights: of ``compiled.weights(rule)``.
-        gradients: list of vectors ``[N]`` of the rule's dtype.
-        states: for each, for each of its chunks, the list of ``tf.Variable`` of its state.
-            Assigned to.
-        assign: function of a variable and a value.
+    def step(weights, vectors, pieces):
+        updates, new_pieces = of_pieces(weights, tf.concat(vectors, axis=0), pieces)
+        return tf.split(updates, [vector.shape[0] for vector in vectors]), new_pieces
 
-    Returns:
-        List of updates, like the gradients.
-    """
-    bounds, chunk_states, owners = [], [], []
-    for owner, (gradient, of_chunks) in enumerate(zip(gradients, states)):
-        sizes = chunk_sizes(gradient.shape[0])
-        bounds += itertools.pairwise(itertools.accumulate(sizes, initial=0))
-        chunk_states += of_chunks
-        owners += [owner] * len(of_chunks)
+    return tf.function(step, autograph=False)  # chunks of a size share its graph
 
-    updates, finished = [None] * len(bounds), []
-    at_once = os.cpu_count() or 1
-    groups = _groups([end - start for start, end in bounds], at_once)
-    for index, group in enumerate(groups):
-        of_group = [chunk_states[i] for i in group]
-        # As many chunks at once as cores: the memory that one needs goes to the next, and the small
-        # variables, which come last, even out when the cores are done.
-        waits_for = [finished[index - at_once]] if index >= at_once else []
-        with tf.control_dependencies(waits_for):
-            whole = [tf.identity(gradients[owners[i]]) for i in group]
-        steps, new_states = program(
-            weights,
-            [tf.stop_gradient(vector[slice(*bounds[i])]) for i, vector in zip(group, whole)],
-            [[tf.convert_to_tensor(leaf) for leaf in leaves] for leaves in of_group],
+
+def _xla_program(rule):
+    """As of ``_native_program``."""
+    structure = rule.initial_state(1)
+
+    def step(vectors, pieces):
+        sizes = [vector.shape[0] for vector in vectors]
+        old = [tf.concat(leaves, axis=-1) for leaves in zip(*pieces)]
+        updates, state = rule.update(
+            tf.concat(vectors, axis=0),
+            tf.nest.pack_sequence_as(structure, [tf.cast(leaf, rule.dtype) for leaf in old]),
         )
-        finished.append(tf.identity(steps[0]))  # a function, inlined, would not be waited for
-        for i, step in zip(group, steps):
-            updates[i] = step
-        for leaf, value in zip(tf.nest.flatten(of_group), tf.nest.flatten(new_states)):
-            assign(leaf, value)
-    return [
-        tf.concat([u for u, of in zip(updates, owners) if of == owner], axis=0)
-        for owner in range(len(gradients))
-    ]
+        new = [tf.cast(leaf, like.dtype) for leaf, like in zip(tf.nest.flatten(state), old)]
+        of_pieces = zip(*[tf.split(leaf, sizes, axis=-1) for leaf in new])
+        return tf.split(updates, sizes), [list(leaves) for leaves in of_pieces]
+
+    return compiled.program(rule, step)
 
 
-def _groups(sizes, at_once):
-    """Indices of the vectors that make a chunk: a large one alone, small ones together.
+def _groups(sizes, at_once, is_native):
+    """Indices of the chunks that are run by one call: several, up to `CHUNK_SIZE`, or one.
 
-    The small ones make as many chunks as run at once, if these are not small themselves.
+    Natively, any may share a call, as states are neither joined nor split. Otherwise, only small
+    ones do. Calls are as few as keep all cores busy.
     """
+    large = [i for i, size in enumerate(sizes) if size >= SMALL]
     small = [i for i, size in enumerate(sizes) if size < SMALL]
-    share = sum(sizes[i] for i in small) / at_once
-    limit = min(CHUNK_SIZE, max(SMALL, share))
-    groups, together, total = [[i] for i, size in enumerate(sizes) if size >= SMALL], [], 0
-    for i in small:
-        together.append(i)
-        total += sizes[i]
-        if total >= limit:
+    joined = large + small if is_native else small
+    share = max(SMALL, sum(sizes[i] for i in joined) / at_once)
+    groups, together, total = [] if is_native else [[i] for i in large], [], 0
+    for i in joined:
+        if together and (total >= share or total + sizes[i] > CHUNK_SIZE):
             groups.append(together)
             together, total = [], 0
+        together.append(i)
+        total += sizes[i]
     return groups + [together] if together else groups

@@ -92,12 +92,11 @@ def program(rule, layout):
 def _runner(rule):
     """Function of gradients, states and `assign`, to updates."""
     if rule.coupling == "coordinate":
-        run_chunk = chunked_update.program(rule)
+        run_chunks = chunked_update.program(rule)
 
         def run_coordinates(gradients, states, assign):
             vectors = [tf.reshape(g, [g.shape.num_elements()]) for g in gradients]
-            weights = compiled.weights(rule)
-            return chunked_update.update(run_chunk, weights, vectors, states, assign)
+            return run_chunks(compiled.weights(rule), vectors, states, assign)
 
         return run_coordinates
 

@@ -91,6 +91,40 @@ def test_a_state_larger_than_a_cache(dtype, tolerance):
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "rule_class", [l2l_tf.update_rules.CoordinatewiseLSTM, l2l_tf.update_rules.RNNprop]
+)
+def test_pieces_equal_the_whole(rule_class, dtype):
+    sizes = [70, 0, 1, 128, 5]
+    rule, gradients, state = rule_and_inputs(rule_class, (5, 3), sum(sizes))
+    leaves = [tf.cast(leaf, dtype) for leaf in tf.nest.flatten(state)]
+    weights = compiled.weights(rule)
+    updates, expected = native_lstm.program_of_pieces(rule)(weights, gradients, [leaves])
+    pieces = list(zip(*[tf.split(leaf, sizes, axis=-1) for leaf in leaves]))
+    of_pieces, received = native_lstm.program_of_pieces(rule)(weights, gradients, pieces)
+    assert_near(of_pieces, updates, 1e-6)
+    assert [leaves[0].shape[1] for leaves in received] == sizes
+    assert_near([tf.concat(of, axis=-1) for of in zip(*received)], expected[0], 1e-6)
+
+
+@needs_library
+def test_the_gradient_of_pieces_is_that_of_tensorflow():
+    rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5, 4), 20)
+    weights, leaves = compiled.weights(rule), tf.nest.flatten(state)
+
+    def gradient_of(sizes):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            pieces = list(zip(*[tf.split(leaf, sizes, axis=-1) for leaf in leaves]))
+            step = native_lstm.program_of_pieces(rule)(weights, gradients, pieces)
+            total = sum(tf.reduce_sum(leaf**2) for leaf in tf.nest.flatten(step))
+        return tape.gradient(total, weights)
+
+    assert_near(gradient_of([7, 13]), gradient_of([20]), 1e-4)
+
+
+@needs_library
 def test_nan_and_large_gates():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (4,), 3)
     ((hidden, cell),), moments = state
@@ -142,8 +176,14 @@ def test_inside_of_xla_it_gives_way():
 def test_shapes_that_do_not_fit_are_refused():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5,), 20)
     features, _ = rule.preprocess(gradients[:19], ())
+    weights, states = compiled.weights(rule), tf.nest.flatten(state)
     with pytest.raises(tf.errors.InvalidArgumentError, match="state of layer 0 does not fit"):
-        library.load().l2l_lstm_step(features, compiled.weights(rule), tf.nest.flatten(state))
+        library.load().l2l_lstm_step(features, weights, states)
+    features, _ = rule.preprocess(gradients, ())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="state of layer 0 does not fit"):
+        library.load().l2l_lstm_step(features, weights, [states[0], states[1][:, 1:]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="two states of each layer"):
+        library.load().l2l_lstm_step(features, weights, states[:1])
 
 
 @needs_library

@@ -96,6 +96,20 @@ def test_chunks_but_the_last_are_whole_blocks_of_one_size(num_coordinates, num_c
     assert not sizes or sizes[0] - num_chunks * chunked_update.BLOCK < last <= sizes[0]
 
 
+@pytest.mark.parametrize("is_native", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2, 16])
+def test_small_chunks_share_calls_that_keep_all_cores_busy(is_native, at_once):
+    sizes = [32_768, 5000, 20_000] + [300] * 100 + [0, 1]
+    groups = chunked_update._groups(sizes, at_once, is_native)
+    assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
+    totals = [sum(sizes[i] for i in group) for group in groups]
+    assert all(t <= chunked_update.CHUNK_SIZE for t, group in zip(totals, groups) if len(group) > 1)
+    assert len(groups) <= 3 + max(2, min(at_once, 8)) + 1
+    if not is_native:
+        assert [[0], [1], [2]] == groups[:3]
+    assert chunked_update._groups([], at_once, is_native) == []
+
+
 def test_learning_rate_multiplies_the_update():
     variable = tf.Variable([1.0, 2.0])
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.5])
@@ -571,11 +585,21 @@ def what_a_fit_leaves(rule):
     return len(rules), len(functions)
 
 
-@pytest.mark.parametrize("native", [pytest.param("0", marks=pytest.mark.slow), "1"])
-def test_models_of_one_process_share_the_programs_of_a_rule(native, monkeypatch):
-    monkeypatch.setenv("L2L_TF_NATIVE", native)
+def test_a_model_that_is_gone_leaves_no_rule_and_no_program():
     counts = [what_a_fit_leaves(lstm()) for _ in range(4)]
     assert counts[1] == counts[3]
+
+
+def test_rules_alike_in_all_but_weights_share_programs():
+    class Ours(update_rules.CoordinatewiseLSTM):
+        """A rule whose config may not tell all."""
+
+    program_of = chunked_update.program
+    rule, trained = lstm(), update_rules.CoordinatewiseLSTM((4,), name="trained")
+    assert program_of(rule) is program_of(trained)
+    assert program_of(update_rules.SGD(0.1)) is program_of(update_rules.SGD(0.2))
+    assert program_of(rule) is not program_of(lstm((5,)))
+    assert program_of(Ours((4,))) is not program_of(Ours((4,)))
 
 
 def test_rules_of_other_settings_do_not_share_programs():

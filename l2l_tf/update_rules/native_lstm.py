@@ -37,36 +37,61 @@ def program(rule):
         Function of the rule's weights, gradients ``[N]`` and state, whose leaves are all float32 or
         all bfloat16; to ``(updates, state)``, in the same dtype.
     """
+    of_pieces = program_of_pieces(rule)
+
+    def run(weights, gradients, state):
+        updates, (leaves,) = of_pieces(weights, gradients, [tf.nest.flatten(state)])
+        return updates, tf.nest.pack_sequence_as(state, leaves)
+
+    return run
+
+
+def program_of_pieces(rule):
+    """One step for the coordinates of several pieces, whose states are neither joined nor split.
+
+    Returns:
+        Function of the rule's weights, gradients ``[N]``, and for each piece the leaves of its
+        state; to the updates ``[N]`` and for each piece the new leaves.
+    """
     compiled_features = {}  # by N: one function for all would look to TensorFlow like retracing
 
     def features_of(gradients, moments):
-        features, new = rule.preprocess(
-            gradients, tf.nest.map_structure(lambda m: tf.cast(m, rule.dtype), moments)
-        )
-        return features, tf.nest.map_structure(lambda m, old: tf.cast(m, old.dtype), new, moments)
+        cast = [tf.cast(leaf, rule.dtype) for leaf in moments]
+        structure = rule.initial_moments(1)
+        features, new = rule.preprocess(gradients, tf.nest.pack_sequence_as(structure, cast))
+        return features, [tf.cast(m, old.dtype) for m, old in zip(tf.nest.flatten(new), moments)]
 
-    def run(weights, gradients, state):
-        layers, moments = state
+    def run(weights, gradients, pieces):
         size, preprocess = gradients.shape[0], features_of
         if size >= XLA_PAYS:
             if size not in compiled_features:
                 compiled_features[size] = xla.program(features_of)
             preprocess = compiled_features[size]
+        num_of_layers = 2 * len(rule.layers)  # leaves; what follows are moments
+        of_moments = zip(*[leaves[num_of_layers:] for leaves in pieces])
+        moments = [tf.concat(leaves, axis=-1) for leaves in of_moments]
         features, moments = preprocess(gradients, moments)
-        outputs, layers = _run_layers(rule, weights, features, layers)
-        return rule.postprocess(outputs[0]), (layers, moments)
+        states = [leaf for leaves in pieces for leaf in leaves[:num_of_layers]]
+        outputs, states = _run_layers(rule, weights, features, states)
+        sizes = [leaves[0].shape[-1] for leaves in pieces]
+        moments = [tf.split(leaf, sizes, axis=-1) for leaf in moments]
+        new_pieces = [
+            states[index * num_of_layers : (index + 1) * num_of_layers]
+            + [leaf[index] for leaf in moments]
+            for index in range(len(pieces))
+        ]
+        return rule.postprocess(outputs[0]), new_pieces
 
     return run
 
 
-def _run_layers(rule, weights, features, layers):
-    """``rule.run_layers`` by the kernel."""
-    states = tf.nest.flatten(layers)
+def _run_layers(rule, weights, features, states):
+    """``rule.run_layers`` by the kernel, for the hidden and cell of all layers of all pieces."""
     outputs, new_states = library.load().l2l_lstm_step(features, weights, states)
     outputs.set_shape([rule.num_outputs, features.shape[1]])
     for new, old in zip(new_states, states):
         new.set_shape(old.shape)
-    return outputs, tf.nest.pack_sequence_as(layers, new_states)
+    return outputs, new_states
 
 
 # Once, by the op's name: TensorFlow keeps each ``tf.custom_gradient`` that a graph has met, with
@@ -77,19 +102,23 @@ def _gradient(op, *cotangents):
     inputs = list(op.inputs)
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        again = _by_tensorflow(inputs)
+        again = _by_tensorflow(inputs, op.get_attr("W"))
     return tape.gradient(again, inputs, output_gradients=list(cotangents))
 
 
-def _by_tensorflow(inputs):
+def _by_tensorflow(inputs, num_weights):
     """What the kernel computes: from the flat list of its inputs to that of its outputs."""
-    num_layers = (len(inputs) - 3) // 4
-    features, weights, states = inputs[0], inputs[1 : -2 * num_layers], inputs[-2 * num_layers :]
+    features, weights, states = inputs[0], inputs[1 : 1 + num_weights], inputs[1 + num_weights :]
     *kernels_and_biases, head, head_bias = weights
-    new_states = []
-    for index in range(num_layers):
-        layer = lstm_cells.halved(*kernels_and_biases[2 * index : 2 * index + 2])
-        of_layer = [tf.cast(state, features.dtype) for state in states[2 * index : 2 * index + 2]]
-        (features, cell), _ = lstm_cells.step(*layer, features, of_layer)
-        new_states += [tf.cast(new, states[0].dtype) for new in (features, cell)]
-    return [tf.matmul(head, features) + head_bias, *new_states]
+    num_of_layers = num_weights - 2  # as many states of a piece as weights of its layers
+    pieces = [states[i : i + num_of_layers] for i in range(0, len(states), num_of_layers)]
+    outputs, new_states = [], []
+    of_pieces = tf.split(features, [piece[0].shape[1] for piece in pieces], axis=1)
+    for inputs, piece in zip(of_pieces, pieces):
+        for index in range(0, num_of_layers, 2):
+            layer = lstm_cells.halved(*kernels_and_biases[index : index + 2])
+            of_layer = [tf.cast(state, features.dtype) for state in piece[index : index + 2]]
+            (inputs, cell), _ = lstm_cells.step(*layer, inputs, of_layer)
+            new_states += [tf.cast(new, piece[0].dtype) for new in (inputs, cell)]
+        outputs.append(tf.matmul(head, inputs) + head_bias)
+    return [tf.concat(outputs, axis=1), *new_states]
