@@ -523,10 +523,18 @@ def three_steps(rule):
     return np.concatenate([v.numpy().ravel() for v in variables])
 
 
+AIDS = ("check_numerics", "dump_debug_info", "run_functions_eagerly")
+BY_DEFAULT = {("check_numerics", name) for name in RULES} | {(aid, "lstm") for aid in AIDS}
+
+
 @pytest.mark.parametrize(
-    "name", [*RULES, *[pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]]
+    "aid, name",
+    [
+        pytest.param(aid, name, marks=[] if (aid, name) in BY_DEFAULT else pytest.mark.slow)
+        for aid in AIDS
+        for name in (*RULES, *SHIPPED)
+    ],
 )
-@pytest.mark.parametrize("aid", ["check_numerics", "dump_debug_info", "run_functions_eagerly"])
 def test_debugging_aids_change_nothing(name, aid, request):
     make_rule = {**RULES, **SHIPPED}[name]
     expected = three_steps(make_rule())
