@@ -245,6 +245,9 @@ def test_a_keras_file_that_lacks_the_rules_weights_trains_nothing_in_silence(tmp
         fit(damaged)
 
 
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer"
+)
 def test_one_rule_in_two_optimizers_of_a_model_is_one_again(tmp_path):
     rule = lstm()
     groups = keras.src.optimizers.multi_optimizer.OptimizerMap(
