@@ -136,20 +136,19 @@ def _xla_program(rule):
 
 
 def _groups(sizes, at_once, is_native):
-    """Indices of the chunks that are run by one call: several, up to `CHUNK_SIZE`, or one.
+    """Indices of the chunks that are run by one call: several, of about `CHUNK_SIZE`, or one.
 
     Natively, any may share a call, as states are neither joined nor split. Otherwise, only small
-    ones do. Calls are as few as keep all cores busy.
+    ones do. Calls are few, and keep all cores busy alike.
     """
-    large = [i for i, size in enumerate(sizes) if size >= SMALL]
-    small = [i for i, size in enumerate(sizes) if size < SMALL]
-    joined = large + small if is_native else small
-    share = max(SMALL, sum(sizes[i] for i in joined) / at_once)
-    groups, together, total = [] if is_native else [[i] for i in large], [], 0
-    for i in joined:
-        if together and (total >= share or total + sizes[i] > CHUNK_SIZE):
-            groups.append(together)
-            together, total = [], 0
-        together.append(i)
-        total += sizes[i]
-    return groups + [together] if together else groups
+    alone = [] if is_native else [[i] for i, size in enumerate(sizes) if size >= SMALL]
+    joined = [i for i, size in enumerate(sizes) if is_native or size < SMALL]
+    total = sum(sizes[i] for i in joined)
+    in_turn = max(1, -(-total // (at_once * CHUNK_SIZE)))
+    count = max(1, min(at_once * in_turn, total // SMALL))
+    groups, totals = [[] for _ in range(count)], [0] * count
+    for i in sorted(joined, key=lambda i: -sizes[i]):
+        least = totals.index(min(totals))
+        groups[least].append(i)
+        totals[least] += sizes[i]
+    return alone + [group for group in groups if group]

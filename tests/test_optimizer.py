@@ -96,18 +96,23 @@ def test_chunks_but_the_last_are_whole_blocks_of_one_size(num_coordinates, num_c
     assert not sizes or sizes[0] - num_chunks * chunked_update.BLOCK < last <= sizes[0]
 
 
-@pytest.mark.parametrize("is_native", [False, True])
-@pytest.mark.parametrize("at_once", [1, 2, 16])
-def test_small_chunks_share_calls_that_keep_all_cores_busy(is_native, at_once):
-    sizes = [32_768, 5000, 20_000] + [300] * 100 + [0, 1]
+@pytest.mark.parametrize(
+    "is_native, at_once, sizes, totals",
+    [
+        (True, 2, [7872, 7808, 20, 200, 10], [7902, 8008]),  # a core each
+        (True, 2, [25_088] * 4 + [128, 1280], [26_368, 25_216, 25_088, 25_088]),
+        (True, 2, [160] * 150, [12_000] * 2),
+        (True, 16, [160] * 150, [4800] * 5),  # none is small
+        (True, 1, [160] * 150, [24_000]),
+        (True, 2, [5, 0], [5]),
+        (True, 2, [], []),
+        (False, 2, [25_088, 5000] + [160] * 150, [25_088, 5000, 12_000, 12_000]),
+    ],
+)
+def test_chunks_share_calls_that_keep_all_cores_busy(is_native, at_once, sizes, totals):
     groups = chunked_update._groups(sizes, at_once, is_native)
     assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
-    totals = [sum(sizes[i] for i in group) for group in groups]
-    assert all(t <= chunked_update.CHUNK_SIZE for t, group in zip(totals, groups) if len(group) > 1)
-    assert len(groups) <= 3 + max(2, min(at_once, 8)) + 1
-    if not is_native:
-        assert [[0], [1], [2]] == groups[:3]
-    assert chunked_update._groups([], at_once, is_native) == []
+    assert [sum(sizes[i] for i in group) for group in groups] == totals
 
 
 def test_learning_rate_multiplies_the_update():
