@@ -262,12 +262,12 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         if self._is_checked:
             return
         self._is_checked = True
-        for layer in self.rule._flatten_layers():
-            if getattr(layer, "awaits_weights", None):
+        for rule in base.made_of(self.rule):
+            if rule.awaits_weights:
                 self._is_checked = False
                 raise ValueError(
                     f"The file that this optimizer was loaded from lacks the weights of its update "
-                    f"rule '{layer.name}'. Save the model again, or make the optimizer anew: "
+                    f"rule '{rule.name}'. Save the model again, or make the optimizer anew: "
                     "LearnedOptimizer(rule)."
                 )
         with tf.init_scope():
@@ -286,8 +286,8 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         if isinstance(self._learning_rate, keras.Variable):
             with tf.init_scope():
                 rate = f"{float(self._learning_rate.numpy()):.6g}"
-        rules = getattr(self.rule, "rules", [])
-        of_groups = f"({', '.join(type(rule).__name__ for rule in rules)})" if rules else ""
+        of_groups = ", ".join(type(rule).__name__ for rule in base.made_of(self.rule))
+        of_groups = f"({of_groups})" if self.rule.rules else ""
         return (
             f"<{type(self).__name__} name={self.name} rule={type(self.rule).__name__}{of_groups} "
             f"learning_rate={rate}>"

@@ -279,12 +279,10 @@ def _rebuild(content, path):
 
 def _try(rule):
     """One step of the rule, for the least that it takes."""
-    if rule.rules:
-        for each in rule.rules:
-            _try(each)
-    elif rule.coupling == "coordinate":
-        rule.update(tf.zeros([1], rule.dtype), rule.initial_state(1))
-    else:
-        shape = tuple(size or 1 for size in rule.tensor_shape or (1,))
-        state = rule.initial_state([("tensor", shape)])
-        rule.update([tf.zeros(shape, rule.dtype)], state)
+    for each in base.made_of(rule):
+        if each.coupling == "coordinate":
+            each.update(tf.zeros([1], each.dtype), each.initial_state(1))
+            continue
+        shape = tuple(size or 1 for size in each.tensor_shape or (1,))
+        state = each.initial_state([("tensor", shape)])
+        each.update([tf.zeros(shape, each.dtype)], state)

@@ -102,6 +102,10 @@ class Result:
         lines.append(
             "Each is trained on the very batches whose loss is reported, before the update."
         )
+        if any(o["source"] == "given" for o in self.optimizers.values()):
+            lines.append(
+                "Given optimizers run as `fit` runs them; XLA compiles the step of the others."
+            )
         for name in self.learned if self.tuned else []:
             # None of what diverged, or where a loss is not above 0.
             if np.isfinite(self.loss_sum(name)) and min(map(self.loss_sum, self.optimizers)) > 0:

@@ -166,7 +166,8 @@ def _with_inner(optimizer):
     yield optimizer
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         yield from _with_inner(optimizer.inner_optimizer)
-    yield from getattr(optimizer, "optimizers", [])  # of a MultiOptimizer
+    for of_some in getattr(optimizer, "optimizers", []):  # of a MultiOptimizer
+        yield from _with_inner(of_some)
 
 
 def _copy_weight_decay(optimizer, copy):

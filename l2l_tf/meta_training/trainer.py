@@ -185,9 +185,6 @@ class MetaTrainer(keras.Model):
         self,
         optimizer="rmsprop",
         loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
         *,
         jit_compile="auto",
         **kwargs,
@@ -202,12 +199,8 @@ class MetaTrainer(keras.Model):
                 is ``vectorized``, "auto" is False, and True a ``ValueError``.
             **kwargs: as of ``keras.Model.compile``.
         """
-        checks.check_not_given(
-            loss=loss,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            weighted_metrics=weighted_metrics,
-        )
+        names = ("loss_weights", "metrics", "weighted_metrics")
+        checks.check_not_given(loss=loss, **{name: kwargs.pop(name, None) for name in names})
         if self.second_derivatives and self.problem.vectorized:
             # XLA wants shapes as constants; the derivative of ``tf.vectorized_map`` computes them.
             if jit_compile is True:
@@ -222,19 +215,7 @@ class MetaTrainer(keras.Model):
         # Now, so that `load_weights` and callbacks find the variables whose values they restore.
         self.optimizer.build(self.rule.trainable_variables)
 
-    def fit(
-        self,
-        dataset,
-        *,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_data=None,
-        initial_epoch=0,
-        steps_per_epoch=None,
-        validation_steps=None,
-        validation_freq=1,
-    ):
+    def fit(self, dataset, *, callbacks=None, validation_data=None, steps_per_epoch=None, **kwargs):
         """``keras.Model.fit``, stopped by a loss that is not finite.
 
         ``keras.callbacks.BackupAndRestore`` resumes to the same rule. Of ``ModelCheckpoint``, only
@@ -243,12 +224,16 @@ class MetaTrainer(keras.Model):
         Args:
             dataset: of ``dataset(...)`` of this trainer.
             validation_data: of ``validation_dataset(...)`` of this trainer, or None.
-            others: as of ``keras.Model.fit``.
+            callbacks, steps_per_epoch: as of ``keras.Model.fit``.
+            **kwargs: some of `epochs`, `initial_epoch`, `verbose`, `validation_freq` and
+                `validation_steps`, as of ``keras.Model.fit``.
 
         Raises:
+            TypeError: another argument of ``keras.Model.fit``.
             ValueError: data that are not of this trainer, or a callback that cannot save it.
             FloatingPointError: a loss is not finite.
         """
+        checks.check_arguments_of_fit(kwargs)
         self._datasets.check("dataset", dataset, "dataset")
         if validation_data is not None:
             self._datasets.check("validation_data", validation_data, "validation_dataset")
@@ -257,15 +242,11 @@ class MetaTrainer(keras.Model):
             checks.check_callback(callback, steps_per_epoch)
         return super().fit(
             dataset,
-            epochs=epochs,
-            verbose=verbose,
             callbacks=[RaiseAtDivergence(), InnerStepsPerSecond(), *callbacks],
             validation_data=validation_data,
-            shuffle=False,
-            initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
-            validation_steps=validation_steps,
-            validation_freq=validation_freq,
+            shuffle=False,
+            **kwargs,
         )
 
     def evaluate(self, x=None, *args, **kwargs):

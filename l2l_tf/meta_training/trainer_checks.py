@@ -94,6 +94,17 @@ def check_optimizer(optimizer, rule):
         )
 
 
+def check_arguments_of_fit(received):
+    """Refuses what Keras' ``fit`` takes besides, and would not do with episodes as data."""
+    expected = ("epochs", "initial_epoch", "verbose", "validation_freq", "validation_steps")
+    others = [name for name in received if name not in expected]
+    if others:
+        raise TypeError(
+            "MetaTrainer.fit takes dataset, callbacks, validation_data, steps_per_epoch, "
+            f"{', '.join(expected)}. Received also: {', '.join(others)}"
+        )
+
+
 def check_callback(callback, steps_per_epoch):
     """Refuses, before training, a callback that would fail in it or resume to another rule."""
     arguments.instance("callbacks", callback, keras.callbacks.Callback, "Keras callbacks")

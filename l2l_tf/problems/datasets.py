@@ -47,7 +47,7 @@ def read(dataset, argument, max_bytes=None):
         arrays = _read_into_memory(dataset, first, argument, max_bytes)
         if arrays is not None:
             return _Arrays(arrays, batch_size)
-    return _Stream(dataset, first, argument)
+    return _Stream(dataset, first, batch_size, argument)
 
 
 class _Arrays:
@@ -82,17 +82,16 @@ class _Arrays:
 class _Stream:
     """Data too large for memory, or made anew each time: batches as they come."""
 
-    def __init__(self, dataset, first, argument):
+    def __init__(self, dataset, first, batch_size, argument):
         shapes = tf.nest.map_structure(lambda t: t.shape, first)
         for spec, shape in zip(tf.nest.flatten(dataset.element_spec), _flat_shapes(first)):
             if spec.shape.rank is None or None in spec.shape[1:]:
                 raise ValueError(
                     f"`{argument}` is read as a stream, whose batches must be of one shape that is "
-                    f"known. Received: {dataset.element_spec}, and a first batch with the shape "
-                    f"{tuple(shape)}. Pad the batches to one shape, as by `padded_batch`; if they "
-                    "have one, say so by .map(lambda x, y: (tf.ensure_shape(x, ...), y))."
+                    f"known. Received: {_textual(dataset.element_spec)}, and a first batch of "
+                    f"shape {tuple(shape)}. Pad the batches to one shape, as by `padded_batch`; if "
+                    "they have one, say so by .map(lambda x, y: (tf.ensure_shape(x, ...), y))."
                 )
-        batch_size = _flat_shapes(first)[0][0]
 
         def is_full(*element):
             return tf.shape(tf.nest.flatten(element)[0])[0] == batch_size
@@ -117,7 +116,7 @@ def _check_dense(spec, argument):
             to_dense = {"RaggedTensor": ".to_tensor()", "SparseTensor": "tf.sparse.to_dense(x)"}
             raise ValueError(
                 f"`{argument}` must have batches of dense tensors of one shape. Received a {kind}: "
-                f"{textual(spec)}. Make it dense and of one shape, as by "
+                f"{_textual(spec)}. Make it dense and of one shape, as by "
                 f".map(lambda x, y: (x{to_dense.get(kind, '')}, y)) with a fixed `shape`."
             )
 
@@ -127,7 +126,7 @@ def _batch_size(first, dataset, argument):
     if len(sizes) != 1 or None in sizes:
         raise ValueError(
             f"`{argument}` must have batches (x, y) of one size as elements. Received: "
-            f"{textual(dataset.element_spec)}. If these are single examples, call .batch(128) on "
+            f"{_textual(dataset.element_spec)}. If these are single examples, call .batch(128) on "
             "it."
         )
     return sizes.pop()
@@ -165,7 +164,7 @@ def _flat_shapes(batch):
     return [tuple(leaf.shape) for leaf in tf.nest.flatten(batch)]
 
 
-def textual(spec):
+def _textual(spec):
     """An element's dtypes and shapes, in short."""
     return ", ".join(
         f"{leaf.dtype.name if hasattr(leaf, 'dtype') else leaf}"

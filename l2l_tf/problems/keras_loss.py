@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from l2l_tf.arguments import few
 from l2l_tf.problems import base, keras_hooks
-from l2l_tf.problems.loss_graph import LossGraph, NotingScope, is_one_of
+from l2l_tf.problems.loss_graph import LossGraph, NotingScope, without
 
 
 class KerasLoss:
@@ -51,7 +51,7 @@ class KerasLoss:
         self._has_loss = has_loss
         self._generator = keras.random.SeedGenerator(0)  # for draws that have none of their own
         self._seed_states = [*filter(_is_seed_state, model.variables), self._generator.state]
-        self._variables = [v for v in model.variables if not is_one_of(v, self._seed_states)]
+        self._variables = without(model.variables, self._seed_states)
         self._inlines = False
         self._check_train_step()
         self.acts_between_steps = _constraints(model) + _of_dtypes(model)
@@ -171,7 +171,7 @@ class KerasLoss:
                 stacklevel=4,
             )
         if self.acts_between_steps:
-            self.state = [v for v in acting if not is_one_of(v, self.weights)]
+            self.state = without(acting, self.weights)
         if np.ndim(trace.loss) != 0 or not np.isfinite(trace.loss):
             raise ValueError(
                 f"The loss of problem '{self._name}' must be a finite scalar. "
@@ -179,7 +179,8 @@ class KerasLoss:
             )
 
     def _check_weights_are_left_alone(self, changed):
-        names = [v.path for v in changed if is_one_of(v, self.weights)]
+        ids = {id(v) for v in self.weights}
+        names = [v.path for v in changed if id(v) in ids]
         if names:
             raise ValueError(
                 f"The model of problem '{self._name}' changes its own trainable weights in the "
@@ -191,10 +192,11 @@ class KerasLoss:
     def _traced_with_substitutes(self, example):
         """The loss on `example`, with values in place of all variables, as a ``_Trace``."""
         variables, of_graph, trace = self._variables, {}, {}
+        ids_of_weights = {id(v) for v in self.weights}
 
         def loss_and_gradients(values, example):
             pairs = list(zip(variables, values))
-            weights, of_weights = zip(*(p for p in pairs if is_one_of(p[0], self.weights)))
+            weights, of_weights = zip(*((v, x) for v, x in pairs if id(v) in ids_of_weights))
             with tf.GradientTape() as tape:
                 tape.watch(of_weights)
                 loss, scope = self._substituted(pairs, example, tf.zeros([2], tf.int64))
@@ -203,8 +205,7 @@ class KerasLoss:
             of_graph["updates"] = [scope.get_current_value(v) for v in variables]
             of_graph["results"] = [loss, *(g for g in gradients if g is not None)]
             trace["unreached"] = [v for v, g in zip(weights, gradients) if g is None]
-            known = [*variables, *self._seed_states]
-            trace["unlisted"] = [v for v in scope.updated if not is_one_of(v, known)]
+            trace["unlisted"] = without(scope.updated, [*variables, *self._seed_states])
             return loss
 
         values = [tf.convert_to_tensor(v.value) for v in variables]

@@ -9,11 +9,14 @@ class NotingScope(keras.StatelessScope):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.updated = []
+        self._updated = {}  # by id: Keras' variables compare by value
+
+    @property
+    def updated(self):
+        return list(self._updated.values())
 
     def add_update(self, update):
-        if not is_one_of(update[0], self.updated):
-            self.updated.append(update[0])
+        self._updated[id(update[0])] = update[0]
         super().add_update(update)
 
 
@@ -100,6 +103,7 @@ def _ancestors(tensors):
     return seen
 
 
-def is_one_of(variable, variables):
-    """By identity: Keras' variables compare by value."""
-    return any(variable is other for other in variables)
+def without(variables, others):
+    """The variables that are not among others, by identity: Keras' compare by value."""
+    ids = {id(v) for v in others}
+    return [v for v in variables if id(v) not in ids]

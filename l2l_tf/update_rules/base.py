@@ -226,6 +226,11 @@ class UpdateRule(keras.layers.Layer):
         return rule
 
 
+def made_of(rule):
+    """The rules that a rule is made of, however they are nested; of any other, itself alone."""
+    return [part for other in rule.rules for part in made_of(other)] if rule.rules else [rule]
+
+
 def parts_of(rule, layout):
     """A rule's ``parts(layout)``, checked: each of the layout's tensors is in one of them.
 

@@ -142,7 +142,7 @@ def _checked(groups):
             )
     before = set()
     for pattern, rule in groups:
-        of_rule = {id(part) for part in _made_of(rule)}
+        of_rule = {id(part) for part in base.made_of(rule)}
         if before & of_rule:
             raise ValueError(
                 f"The rule for the pattern {pattern!r} is, or has, the very same object as one "
@@ -155,11 +155,6 @@ def _checked(groups):
             f"The rules of a GroupedRule must have one dtype. Received: {', '.join(dtypes)}"
         )
     return groups
-
-
-def _made_of(rule):
-    """The rule, or if it is made of others, these."""
-    return [part for other in rule.rules for part in _made_of(other)] if rule.rules else [rule]
 
 
 def _check_pattern(pattern):
