@@ -13,11 +13,12 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from l2l_tf import problems, update_rules
+from l2l_tf.catalog import card, pretrained_names
 from l2l_tf.evaluation.compare import compare
 from l2l_tf.evaluation.evaluate import evaluate
 from l2l_tf.meta_training.trainer import MetaTrainer
 from l2l_tf.optimizer import LearnedOptimizer
-from l2l_tf.saving import card, load, pretrained_names, save
+from l2l_tf.saving import load, save
 from l2l_tf.version import __version__
 
 __all__ = [

@@ -3,8 +3,9 @@
 import os
 import re
 
-from l2l_tf import arguments, cards, paths, problems, saving, shipped_rules
+from l2l_tf import arguments, catalog, paths, problems, saving
 from l2l_tf.evaluation.evaluate import evaluate
+from l2l_tf.files import cards
 
 HORIZONS = (20, 100, 200)
 
@@ -39,7 +40,7 @@ def add(run_dir, name, known_limits):
             f"The card of {run_dir!r} lacks {', '.join(missing)}. Expected the save directory of a "
             "bin/meta_train."
         )
-    directory = shipped_rules.pretrained_path(name)
+    directory = catalog.pretrained_path(name)
     saving.save(rule, directory)
     kept = {key: card[key] for key in KEPT}
     cards.write_card(directory, {**kept, "known_limits": known_limits, "tables": {}})
@@ -47,11 +48,11 @@ def add(run_dir, name, known_limits):
 
 def card_of(name):
     """The card of a shipped rule, a dict."""
-    if arguments.text("name", name) not in shipped_rules.pretrained_names():
-        names = ", ".join(shipped_rules.pretrained_names())
-        near = shipped_rules.did_you_mean(name)
+    if arguments.text("name", name) not in catalog.pretrained_names():
+        names = ", ".join(catalog.pretrained_names())
+        near = catalog.did_you_mean(name)
         raise ValueError(f"Unknown shipped rule {name!r}.{near} Expected one of {names}.")
-    return cards.read_card(shipped_rules.pretrained_path(name))
+    return cards.read_card(catalog.pretrained_path(name))
 
 
 def measure(name, data_dir=None, horizons=None, num_seeds=None, *, verbose=False, **options):

@@ -6,10 +6,11 @@ import os
 
 import numpy as np
 
-from l2l_tf import atomic_files, paths
+from l2l_tf import paths
 from l2l_tf.evaluation.curves import draw_curves, standard_error
 from l2l_tf.evaluation.learning_curves import loss_at
 from l2l_tf.evaluation.pictures import draw_pictures
+from l2l_tf.files import json_file
 
 FILES = ("results.json", "curves.png", "pictures.png")
 
@@ -163,7 +164,7 @@ class Result:
         directory = check_directory(directory)
         os.makedirs(directory, exist_ok=True)
         results, curves, pictures = (os.path.join(directory, file) for file in FILES)
-        atomic_files.write_json(self.to_json(), results)
+        json_file.write(self.to_json(), results)
         self.plot(curves)
         if self.pictures:
             draw_pictures(self.pictures, pictures)

@@ -7,7 +7,8 @@ import time
 import keras
 import tensorflow as tf
 
-from l2l_tf import cards, rule_directory, saving
+from l2l_tf import saving
+from l2l_tf.files import cards, rule_directory
 
 
 class InnerStepsPerSecond(keras.callbacks.Callback):

@@ -5,7 +5,8 @@ import os
 import keras
 import tensorflow as tf
 
-from l2l_tf import arguments, atomic_files
+from l2l_tf import arguments
+from l2l_tf.files import atomic
 from l2l_tf.meta_training import save_directory
 from l2l_tf.meta_training.callbacks import KeepBestRule, SaveCheckpoint
 from l2l_tf.meta_training.trainer import MetaTrainer
@@ -71,7 +72,7 @@ def meta_train(
     settings = save_directory.as_read(trainer.problem, settings)
     dataset = trainer.dataset(seed, validate_every)
     validation_data = trainer.validation_dataset(seed, num_validation_episodes)
-    with atomic_files.file_errors("write", save_dir):
+    with atomic.file_errors("write", save_dir):
         card = save_directory.open_directory(save_dir, settings, command)
     num_updates = num_episodes // trainer.meta_batch_size * trainer.num_windows
     schedule = keras.optimizers.schedules.CosineDecay(meta_learning_rate, num_updates)

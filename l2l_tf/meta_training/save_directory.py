@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf import arguments, atomic_files, cards, paths, rule_directory, shipped_rules
+from l2l_tf import arguments, catalog, paths
+from l2l_tf.files import atomic, cards, json_file, rule_directory
 from l2l_tf.version import __version__
 
 # Signs of a pattern. TensorFlow takes a checkpoint's name for one where it looks for its files.
@@ -18,7 +19,7 @@ _PATTERN_SIGNS = "*?[" + ("\\" if os.sep == "/" else "")
 
 def check(save_dir):
     """The path of a directory to meta-train in, from the argument; there may be nothing yet."""
-    save_dir = shipped_rules.path_to_write("save_dir", save_dir)
+    save_dir = catalog.path_to_write("save_dir", save_dir)
     signs = [sign for sign in _PATTERN_SIGNS if sign in save_dir]
     if signs:
         raise ValueError(
@@ -80,7 +81,7 @@ def open_directory(save_dir, settings, command=None):
     _check_card(save_dir, card)
     if card["best"] is not None:  # Now, before what is superseded is cleared away.
         best = cards.best_rule(save_dir, card)
-        atomic_files.put_back(best, rule_directory.RULE_FILE)
+        atomic.put_back(best, rule_directory.has_rule)
     old = card["settings"]
     changed = [key for key in {**old, **settings} if old.get(key) != settings.get(key)]
     if changed:
@@ -109,7 +110,7 @@ def _check_card(save_dir, card):
             superseded = card.get("superseded", [])  # there was a time without it
             if isinstance(superseded, list) and all(map(rule_directory.is_name, superseded)):
                 return
-    raise cards.damaged(
+    raise json_file.damaged(
         os.path.join(save_dir, cards.CARD_FILE), "it is not the card of a meta-training"
     )
 
@@ -131,7 +132,7 @@ def checkpoint_manager(checkpoint, directory):
     for path in {*manager.checkpoints, manager.latest_checkpoint or ""} - {""}:
         where, name = os.path.split(path)
         if where != directory or not re.fullmatch("ckpt-[0-9]+", name):
-            raise cards.damaged(
+            raise json_file.damaged(
                 os.path.join(directory, "checkpoint"), f"it names {path!r}, which is not its own"
             )
     return manager

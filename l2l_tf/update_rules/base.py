@@ -10,10 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from l2l_tf import arguments
+from l2l_tf.update_rules import arrays
 
 DTYPES = ("float32", "float64")
 COUPLINGS = ("coordinate", "tensor", "global")
-# Rules made of a config without φ, by the name that it has in place of φ.
+_IN_THE_FILE = "in the file's weights"
+# Rules made of a config without φ, by the name that it has in place of φ, which begins so.
 _AWAITING = weakref.WeakValueDictionary()
 
 
@@ -194,36 +196,55 @@ class UpdateRule(keras.layers.Layer):
             and type(self).from_config.__func__ is UpdateRule.from_config.__func__
         ):
             digest = hashlib.sha256(repr(config["weights"]).encode()).hexdigest()
-            config["weights"] = f"in the file's weights, {digest[:16]}-{id(self)}"
+            config["weights"] = f"{_IN_THE_FILE}, {digest[:16]}-{id(self)}"
+
+    @property
+    def weights_to_save(self):
+        """The weights that the config carries: all but those that one of its arguments gives."""
+        return self.weights
 
     def get_config(self):
         config = {"name": self.name, "dtype": self.dtype_policy.name}
-        if self.trainable_variables:
-            config["weights"] = [w.numpy().tolist() for w in self.trainable_variables]
+        values = {f"{i}_{w.name}": w.numpy() for i, w in enumerate(self.weights_to_save)}
+        if values:
+            # What NumPy has no dtype for, such as bfloat16, is exact in float32.
+            values = {
+                k: v.astype("float32") if v.dtype.kind == "V" else v for k, v in values.items()
+            }
+            config["weights"] = arrays.to_text(values)
         return config
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
         weights = config.pop("weights", None)
-        if isinstance(weights, str) and weights == getattr(
-            _AWAITING.get(weights), "awaits_weights", None
-        ):
-            return _AWAITING[weights]
+        is_in_the_file = isinstance(weights, str) and weights.startswith(_IN_THE_FILE)
+        rule = _AWAITING.get(weights) if is_in_the_file else None
+        if rule is not None and rule.awaits_weights == weights:
+            return rule
         rule = cls(**config)
-        if isinstance(weights, str):  # of ``leave_weights_to_the_file``
+        if is_in_the_file:
             rule.awaits_weights, _AWAITING[weights] = weights, rule
         elif weights is not None:
-            expected = [tuple(w.shape) for w in rule.trainable_variables]
-            received = [np.shape(w) for w in weights]
-            if expected != received:
-                raise ValueError(
-                    f"The weights in the config do not fit {cls.__name__}. "
-                    f"Expected shapes: {expected}. Received: {received}"
-                )
-            for variable, value in zip(rule.trainable_variables, weights):
-                variable.assign(value)
+            rule._assign(weights)
         return rule
+
+    def _assign(self, weights):
+        """Takes the weights of a config: as text; or as arrays by name, as of that text."""
+        variables = self.weights_to_save
+        if isinstance(weights, list):  # an older config's, of the trainable ones alone
+            variables, weights = self.trainable_variables, dict(enumerate(weights))
+        elif isinstance(weights, str):
+            weights = arrays.from_text(weights)
+        expected = [tuple(variable.shape) for variable in variables]
+        received = [np.shape(value) for value in weights.values()]
+        if expected != received:
+            raise ValueError(
+                f"The weights in the config do not fit {type(self).__name__}. "
+                f"Expected shapes: {expected}. Received: {received}"
+            )
+        for variable, value in zip(variables, weights.values()):
+            variable.assign(value)
 
 
 def made_of(rule):

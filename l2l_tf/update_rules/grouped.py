@@ -100,6 +100,12 @@ class GroupedRule(base.UpdateRule):
         (update,), (state,) = rule.update([gradient], [state])
         return update, {number: state}
 
+    @property
+    def weights_to_save(self):
+        """Of a subclass, its own weights: each rule's config carries those of the rule."""
+        of_rules = {id(weight) for rule in self.rules for weight in rule.weights}
+        return [weight for weight in super().weights_to_save if id(weight) not in of_rules]
+
     def leave_weights_to_the_file(self, config):
         for rule, group in zip(self.rules, config["groups"]):
             rule.leave_weights_to_the_file(group["rule"]["config"])
@@ -109,7 +115,9 @@ class GroupedRule(base.UpdateRule):
             {"pattern": _pattern_config(pattern), "rule": serialization.serialize(rule)}
             for pattern, rule in zip(self.patterns, self.rules)
         ]
-        return {"name": self.name, "groups": groups}
+        config = {**super().get_config(), "groups": groups}
+        del config["dtype"]  # that of its rules
+        return config
 
     @classmethod
     def from_config(cls, config):
@@ -117,7 +125,7 @@ class GroupedRule(base.UpdateRule):
             (_pattern_of(group["pattern"]), serialization.deserialize(group["rule"]))
             for group in config["groups"]
         ]
-        return cls(groups, name=config.get("name"))
+        return super().from_config({**config, "groups": groups})
 
 
 def _checked(groups):

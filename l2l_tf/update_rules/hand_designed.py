@@ -24,6 +24,10 @@ class HandDesignedRule(base.UpdateRule):
             trainable=False,
         )
 
+    @property
+    def weights_to_save(self):
+        return [w for w in super().weights_to_save if w is not self.learning_rate]
+
     def get_config(self):
         return {**super().get_config(), "learning_rate": float(self.learning_rate.numpy())}
 

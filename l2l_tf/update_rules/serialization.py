@@ -3,6 +3,8 @@
 Nothing is imported and no code runs: only what is registered with Keras is made.
 """
 
+import copy
+
 import keras
 
 from l2l_tf.update_rules import base
@@ -20,7 +22,7 @@ def serialize(rule):
             f"{type(rule).__name__} is not registered, so it could not be loaded again. Decorate "
             "the class with @keras.saving.register_keras_serializable()."
         )
-    return {"class": name, "config": rule.get_config()}
+    return {"class": name, "config": copy.deepcopy(rule.get_config())}
 
 
 def deserialize(content):
@@ -36,7 +38,9 @@ def deserialize(content):
             "it first."
         )
     rule = cls.from_config(content["config"])
-    if content["config"].get("weights") is None and "weights" in rule.get_config():
+    has_weights = content["config"].get("weights") is not None
+    # Older configs carry no weights but trainable ones.
+    if not has_weights and rule.trainable_variables and "weights" in rule.get_config():
         raise ValueError("its config lacks 'weights'")
     return rule
 

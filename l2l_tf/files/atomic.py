@@ -2,11 +2,10 @@
 
 What is written goes to a new name beside its path and is then renamed, through ``tf.io.gfile``.
 Where directories are renamed file by file (object stores), one may be left in part; each file is
-still whole, at its place or in the old directory, where ``read_text`` finds it.
+still whole, at its place or in the old directory, where ``read`` finds it.
 """
 
 import contextlib
-import json
 import os
 import platform
 import re
@@ -14,8 +13,6 @@ import uuid
 import warnings
 
 import tensorflow as tf
-
-from l2l_tf import paths
 
 # `path` + this is the old directory, while a new one takes its place. No file system that gfile
 # knows exchanges two directories at once: in between, the old one is at this name alone.
@@ -34,13 +31,12 @@ def file_errors(action, path):
         ) from error
 
 
-def write_json(content, path):
-    """Writes a JSON file atomically."""
-    path = paths.from_user("path", path)
+def write(data, path):
+    """Writes a file of these bytes atomically."""
     with file_errors("write", path):
         beside = _beside(path, _remove_file)
-        with tf.io.gfile.GFile(beside, "w") as file:
-            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        with tf.io.gfile.GFile(beside, "wb") as file:
+            file.write(data)
         tf.io.gfile.rename(beside, path, overwrite=True)
 
 
@@ -67,30 +63,36 @@ def new_directory(path, remove):
                 tf.io.gfile.rmtree(beside)
 
 
-def put_back(path, proof):
-    """Undoes a replacement that was killed half way, if the old directory has the file `proof`."""
+def put_back(path, is_whole):
+    """Undoes a replacement that was killed half way, if `is_whole` of the old directory."""
     old = path + REPLACED
-    if os.path.lexists(path) or os.path.islink(old):
+    if os.path.lexists(path) or os.path.islink(old) or tf.io.gfile.exists(path):
         return
-    if not tf.io.gfile.exists(path) and tf.io.gfile.exists(os.path.join(old, proof)):
+    if is_whole(old):
         tf.io.gfile.rename(old, path)
 
 
-def read_text(directory, name):
-    """A file of a directory, as it was before a replacement that was killed; None if none."""
+def read(directory, names):
+    """The first file of these names, as it was before a replacement that was killed.
+
+    Returns:
+        Its name and its bytes; or None, None if there is none.
+    """
     for place in (directory, directory + REPLACED, directory):  # again: it may have ended meanwhile
-        try:
-            with tf.io.gfile.GFile(os.path.join(place, name)) as file:
-                text = file.read()
-        except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):  # or not a file
-            continue
-        if place != directory:
-            warnings.warn(
-                f"{directory!r} is missing: a save was killed or is running. Read what it was to "
-                f"replace, {place!r}.",
-                stacklevel=4,
-            )
-        return text
+        for name in names:
+            try:
+                with tf.io.gfile.GFile(os.path.join(place, name), "rb") as file:
+                    data = file.read()
+            except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):  # or not a file
+                continue
+            if place != directory:
+                warnings.warn(
+                    f"{directory!r} is missing: a save was killed or is running. Read what it was "
+                    f"to replace, {place!r}.",
+                    stacklevel=4,
+                )
+            return name, data
+    return None, None
 
 
 def exists(path):

@@ -5,9 +5,9 @@ import re
 
 import tensorflow as tf
 
-from l2l_tf import atomic_files, paths
-
-RULE_FILE = "rule.json"
+from l2l_tf import paths
+from l2l_tf.files import atomic
+from l2l_tf.files.rule_file import RULE_FILE, RULE_FILES
 
 _SHARD = "[0-9]{5}-of-[0-9]{5}"
 _BUNDLE = rf"(index|data-{_SHARD})(\.tempstate[0-9]+)?"
@@ -15,7 +15,7 @@ _BUNDLE = rf"(index|data-{_SHARD})(\.tempstate[0-9]+)?"
 _OURS = re.compile(
     "|".join(
         [
-            re.escape(RULE_FILE),
+            *map(re.escape, RULE_FILES),
             r"(saved_model|fingerprint)\.pb(\.tmp[0-9a-f]+)?",
             "assets/",
             "variables/(variables_temp/)?",
@@ -24,6 +24,11 @@ _OURS = re.compile(
         ]
     )
 )
+
+
+def has_rule(directory):
+    """Whether a directory has a rule's file, of any version."""
+    return any(tf.io.gfile.exists(os.path.join(directory, name)) for name in RULE_FILES)
 
 
 def foreign(directory, within=""):
@@ -55,18 +60,18 @@ def check_may_be_written(path, overwrite):
         FileExistsError: there is something that is not to be replaced.
     """
     paths.check_is_no_link(path)
-    atomic_files.put_back(path, RULE_FILE)
+    atomic.put_back(path, has_rule)
     if not tf.io.gfile.exists(path):
         return
     if not overwrite:
         raise FileExistsError(f"{path!r} exists. Choose another path, or pass overwrite=True.")
-    if not tf.io.gfile.exists(os.path.join(path, RULE_FILE)):
+    if not has_rule(path):
         raise FileExistsError(
             f"{path!r} exists and is not a saved rule (it has no {RULE_FILE}), so it is left as "
             "it is. Choose another path."
         )
     _check_has_nothing_foreign(path)
-    replaced = path + atomic_files.REPLACED  # where the old rule goes, and one may lie
+    replaced = path + atomic.REPLACED  # where the old rule goes, and one may lie
     paths.check_is_no_link(replaced)
     if tf.io.gfile.exists(replaced):
         _check_has_nothing_foreign(replaced)
