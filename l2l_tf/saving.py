@@ -75,7 +75,8 @@ def save(rule, path, overwrite=False):
         rule_directory.check_may_be_written(path, overwrite)
         with atomic.new_directory(path, rule_directory.remove) as directory:
             tf.saved_model.save(export.module(rule), directory)
-            atomic.write(content, os.path.join(directory, rule_file.RULE_FILE))
+            with tf.io.gfile.GFile(os.path.join(directory, rule_file.RULE_FILE), "wb") as file:
+                file.write(content)
 
 
 def load(name_or_path):
@@ -108,8 +109,9 @@ def load(name_or_path):
             rule = rule_file.read(path)
     if rule is None:
         raise ValueError(
-            f"{path!r} is not a saved rule: it has no {rule_file.RULE_FILE}. Expected a directory "
-            "that l2l_tf.save or bin/meta_train wrote; tf.saved_model.load reads other SavedModels."
+            f"{path!r} is not a saved rule: it has no {' or '.join(rule_file.RULE_FILES)}. "
+            "Expected a directory that l2l_tf.save or bin/meta_train wrote; "
+            "tf.saved_model.load reads other SavedModels."
         )
     return rule
 

@@ -51,9 +51,21 @@ def by_keras_file(model, path):
     return keras.models.load_model(path / "model.keras")
 
 
-def by_keras_file_written_before(model, path):
-    """With φ in the config too, as every file was, and as without Keras' private attribute."""
+def by_keras_file_with_the_weights_in_its_config(model, path):
+    """As without Keras' private attribute."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizer_lib, "_weights_go_to_the_file", lambda: False)
+        model.save(path / "model.keras")
+    assert '"weights": "npz:' in config_in(path / "model.keras")
+    return keras.models.load_model(path / "model.keras")
+
+
+def by_keras_file_written_before(model, path):
+    """With φ in the config too, as lists, as every file was."""
+    with pytest.MonkeyPatch.context() as patch:
+        config = model.optimizer.rule.get_config()
+        config["weights"] = [w.numpy().tolist() for w in model.optimizer.rule.weights]
+        patch.setattr(model.optimizer.rule, "get_config", lambda: dict(config))
         patch.setattr(optimizer_lib, "_weights_go_to_the_file", lambda: False)
         model.save(path / "model.keras")
     assert '"weights": [[' in config_in(path / "model.keras")
@@ -122,6 +134,7 @@ def by_copies_of_copies_that_were_never_built(model, path):
     "save_and_restore",
     [
         by_keras_file,
+        by_keras_file_with_the_weights_in_its_config,
         by_keras_file_written_before,
         by_weights_file,
         by_checkpoint,

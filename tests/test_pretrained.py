@@ -9,8 +9,9 @@ import tensorflow as tf
 from test_command_line import call
 
 import l2l_tf
-from l2l_tf import cards, shipped_rules, update_rules
+from l2l_tf import catalog, update_rules
 from l2l_tf.evaluation import pretrained
+from l2l_tf.files import cards
 
 every_rule = pytest.mark.parametrize("name", l2l_tf.pretrained_names())
 
@@ -22,7 +23,7 @@ def test_names():
 
 @every_rule
 def test_card(name):
-    card = cards.read_card(shipped_rules.pretrained_path(name))
+    card = cards.read_card(catalog.pretrained_path(name))
     assert card["command"].startswith("bin/meta_train")
     assert name.replace("-", "_").startswith(card["settings"]["problem"])
     assert {"tensorflow", "keras", "l2l_tf"} < set(card["versions"])
@@ -35,7 +36,7 @@ def test_card(name):
 @every_rule
 def test_the_saved_model_is_the_rule(name):
     loaded = l2l_tf.load(name)
-    saved = tf.saved_model.load(shipped_rules.pretrained_path(name))
+    saved = tf.saved_model.load(catalog.pretrained_path(name))
     for rule, module in zip(getattr(loaded, "rules", [loaded]), getattr(saved, "rules", [saved])):
         state, its_state = rule.initial_state(3), module.initial_state(3)
         for gradient in np.random.default_rng(0).normal(size=(4, 3)).astype("float32"):
@@ -43,14 +44,14 @@ def test_the_saved_model_is_the_rule(name):
             its_updates, its_state = module.update(tf.constant(gradient), its_state)
             np.testing.assert_allclose(updates, its_updates, rtol=1e-5, atol=1e-7)
         assert np.abs(updates).min() > 0
-    files = pathlib.Path(shipped_rules.pretrained_path(name)).rglob("*")
+    files = pathlib.Path(catalog.pretrained_path(name)).rglob("*")
     assert sum(f.stat().st_size for f in files if f.is_file()) < 300_000
 
 
 @pytest.mark.parametrize("name", ["digits-mlp", "quadratic"])
 def test_as_good_as_the_card_says(name):
     """On other seeds than the card's, and against the baselines as tuned there."""
-    card = cards.read_card(shipped_rules.pretrained_path(name))
+    card = cards.read_card(catalog.pretrained_path(name))
     table = card["tables"]["100 steps"]
     problem = l2l_tf.problems.get(card["settings"]["problem"])
     adam = update_rules.Adam(table["adam"]["learning_rate"])
@@ -115,8 +116,8 @@ def test_bad_arguments_of_a_measurement(kwargs, message):
 )
 def test_bad_arguments_of_shipping(kwargs, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = {"run_dir": shipped_rules.pretrained_path("quadratic"), "name": "mine"}
-    monkeypatch.setattr(shipped_rules, "_DIRECTORY", tmp_path / "shipped")
+    arguments = {"run_dir": catalog.pretrained_path("quadratic"), "name": "mine"}
+    monkeypatch.setattr(catalog, "_DIRECTORY", tmp_path / "shipped")
     with pytest.raises((TypeError, ValueError, FileNotFoundError), match=message):
         pretrained.add(**{"known_limits": "", **arguments, **kwargs})
     assert not list(tmp_path.iterdir())
@@ -127,11 +128,11 @@ def test_ship_a_rule(tmp_path, monkeypatch):
     flags = ["--problem=quadratic", "--layers=4", "--num_steps=10", "--unroll_length=5"]
     flags += ["--num_episodes=4", "--validate_every=4", "--noevaluate", f"--save_dir={run_dir}"]
     assert call("meta_train", *flags).returncode == 0
-    monkeypatch.setattr(shipped_rules, "_DIRECTORY", tmp_path / "shipped")
+    monkeypatch.setattr(catalog, "_DIRECTORY", tmp_path / "shipped")
     pretrained.add(run_dir, "mine", "It is small.")
     assert l2l_tf.pretrained_names() == ["mine"]
     np.testing.assert_array_equal(l2l_tf.load("mine").weights[0], l2l_tf.load(run_dir).weights[0])
-    card = cards.read_card(shipped_rules.pretrained_path("mine"))
+    card = cards.read_card(catalog.pretrained_path("mine"))
     assert card["known_limits"] == "It is small."
     assert "best" not in card and os.fspath(tmp_path) not in str(card)
     with pytest.raises(FileExistsError):

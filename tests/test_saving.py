@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -16,7 +17,8 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
-from l2l_tf import atomic_files, cards, rule_directory, saving, update_rules
+from l2l_tf import saving, update_rules
+from l2l_tf.files import cards, json_file, rule_directory
 from l2l_tf.update_rules.base import UpdateRule
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -102,10 +104,11 @@ FOREIGN = {
     "variables/mine": a_file("variables/mine"),
     "assets/mine": a_file("assets/mine"),
     "mine/": lambda path: (path / "mine").mkdir(),
-    "rule.json/": lambda path: ((path / "rule.json").unlink(), (path / "rule.json").mkdir()),
+    "rule.json/": lambda path: (path / "rule.json").mkdir(),
+    "rule.npz/": lambda path: ((path / "rule.npz").unlink(), (path / "rule.npz").mkdir()),
     "fingerprint.pb": lambda path: (
         (path / "fingerprint.pb").unlink(),
-        (path / "fingerprint.pb").symlink_to(path / "rule.json"),
+        (path / "fingerprint.pb").symlink_to(path / "rule.npz"),
     ),
     "assets/": lambda path: ((path / "assets").rmdir(), (path / "assets").symlink_to(path.parent)),
 }
@@ -188,7 +191,7 @@ def test_a_rule_with_a_rule_in_it_is_saved_itself(tmp_path):
 def test_what_is_no_path_is_named(wrong, tmp_path):
     for call, name in (
         (lambda: l2l_tf.save(update_rules.SGD(), wrong), "path"),
-        (lambda: atomic_files.write_json({}, wrong), "path"),
+        (lambda: json_file.write({}, wrong), "path"),
         (lambda: l2l_tf.load(wrong), "name_or_path"),
         (lambda: l2l_tf.card(wrong), "name_or_path"),
     ):
@@ -255,7 +258,10 @@ def card(text):
 
 
 DAMAGE = {
-    "no rule.json": (lambda p: (p / "rule.json").unlink(), "not a saved rule: it has no rule.json"),
+    "no rule.json": (
+        lambda p: (p / "rule.json").unlink(),
+        "not a saved rule: it has no rule.npz or rule.json",
+    ),
     "empty": (write("rule.json", ""), "cut or no JSON"),
     "cut": (write("rule.json", '{"format_v'), "cut or no JSON"),
     "binary": (lambda p: (p / "rule.json").write_bytes(b"\xff\x00"), "cut or no JSON"),
@@ -287,10 +293,90 @@ DAMAGE = {
     "best missing": (card('{"format_version": 1, "best": "rule-8"}'), "no directory beside it"),
     "best outside": (card('{"format_version": 1, "best": "../rule"}'), "no directory beside it"),
     "best no text": (card('{"format_version": 1, "best": [1]}'), "no directory beside it"),
-    "best no rule": (card('{"format_version": 1, "best": "rule-2"}'), "it has no rule.json"),
+    "best no rule": (
+        card('{"format_version": 1, "best": "rule-2"}'),
+        "it has no rule.npz or rule.json",
+    ),
     "best no name": (card('{"format_version": 1, "best": "variables"}'), "no directory beside it"),
     "best a link": (card('{"format_version": 1, "best": "rule-4"}'), "no directory beside it"),
     "no best": (card('{"format_version": 1, "best": null}'), "has no rule yet"),
+}
+
+
+def edit_arrays(edit_members=None, **of_json):
+    """Damage to rule.npz: its arrays changed, and what it holds as JSON."""
+
+    def damage(path):
+        with np.load(path / "rule.npz") as file:
+            members = dict(file)
+        content = json.loads(members["rule_json"].tobytes()) | of_json
+        members["rule_json"] = np.frombuffer(json.dumps(content).encode(), "uint8")
+        if edit_members is not None:
+            edit_members(members)
+        np.savez(path / "rule.npz", **members)
+
+    return damage
+
+
+def with_array(value):
+    """Damage to rule.npz: another bias of the head; None for none."""
+
+    def edit_members(members):
+        members["0/5_head_bias"] = value
+        if value is None:
+            del members["0/5_head_bias"]
+
+    return edit_arrays(edit_members)
+
+
+def edit_bytes(change):
+    return lambda path: (path / "rule.npz").write_bytes(change((path / "rule.npz").read_bytes()))
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def other_zip(path):
+    with zipfile.ZipFile(path / "rule.npz", "w") as file:
+        file.writestr("notes.txt", "precious")
+
+
+NO_NPZ = "rule.npz in .* is damaged: it is cut or no npz file of a rule"
+DAMAGE_OF_ARRAYS = {
+    "no rule.npz": (
+        lambda p: (p / "rule.npz").unlink(),
+        "not a saved rule: it has no rule.npz or rule.json",
+    ),
+    "empty": (edit_bytes(lambda data: b""), NO_NPZ),
+    "cut": (edit_bytes(lambda data: data[:-100]), NO_NPZ),
+    "a byte": (edit_bytes(lambda data: data.replace(b"RNNprop", b"RNNprob")), NO_NPZ + ".*CRC"),
+    "JSON": (edit_bytes(lambda data: b'{"format_version": 1}'), NO_NPZ),
+    "npy": (lambda p: np.save((p / "rule.npz").open("wb"), np.ones(3)), NO_NPZ),
+    "another zip": (other_zip, NO_NPZ),
+    "pickled": (with_array(np.array([RunsCode()], object)), NO_NPZ + ".*Object arrays"),
+    "no JSON": (edit_arrays(lambda m: m.update(rule_json=np.ones(3))), "cut or no JSON"),
+    "older": (edit_arrays(format_version=1), "its format_version is 1"),
+    "newer": (edit_arrays(format_version=99), "format version 99; this l2l_tf reads 2. Update"),
+    "no rule": (edit_arrays(rule=None), "lacks 'rule' with 'class'"),
+    "unknown class": (
+        edit_arrays(rule={"class": "os>system", "config": {}}),
+        "'os>system', which is not a registered UpdateRule",
+    ),
+    "no weights": (
+        edit_arrays(rule={"class": "l2l_tf>RNNprop", "config": {}}),
+        "its config lacks 'weights'",
+    ),
+    "no array": (with_array(None), "Expected shapes"),
+    "no arrays": (
+        edit_arrays(lambda m: [m.pop(key) for key in list(m) if key != "rule_json"]),
+        "Expected shapes",
+    ),
+    "wrong shape": (with_array(np.zeros([1, 2], "float32")), "Expected shapes"),
+    "NaN": (with_array(np.full([1, 1], np.nan)), "NaN or infinity in head_bias"),
+    "infinite": (with_array(np.full([1, 1], 1e300)), "NaN or infinity in head_bias"),
+    "text": (with_array(np.array([["a" * 10**4]])), "no RNNprop can be made of it"),
 }
 
 
@@ -301,14 +387,55 @@ def saved(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("damage, message", DAMAGE.values(), ids=DAMAGE)
-def test_damage_gets_one_clear_error(damage, message, saved, tmp_path):
-    path = shutil.copytree(saved, tmp_path / "rule")
-    damage(path)
+@pytest.fixture(scope="module")
+def saved_in_version_1(saved, tmp_path_factory):
+    """As an older version saved it: one JSON file, with the trainable weights as lists."""
+    path = shutil.copytree(saved, tmp_path_factory.mktemp("saved") / "rule")
+    (path / "rule.npz").unlink()
+    config = {**rule().get_config(), "weights": [w.numpy().tolist() for w in rule().weights]}
+    content = {"format_version": 1, "rule": {"class": "l2l_tf>RNNprop", "config": config}}
+    (path / "rule.json").write_text(json.dumps(content))
+    np.testing.assert_array_equal(run(l2l_tf.load(path)), run(rule()))
+    return path
+
+
+def check_one_clear_error(path, message):
     for read in (l2l_tf.load, l2l_tf.LearnedOptimizer):
         with pytest.raises(ValueError, match=message) as caught:
             read(path)
         assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("damage, message", DAMAGE.values(), ids=DAMAGE)
+def test_damage_gets_one_clear_error(damage, message, saved_in_version_1, tmp_path):
+    path = shutil.copytree(saved_in_version_1, tmp_path / "rule")
+    damage(path)
+    check_one_clear_error(path, message)
+
+
+@pytest.mark.parametrize("damage, message", DAMAGE_OF_ARRAYS.values(), ids=DAMAGE_OF_ARRAYS)
+def test_damage_of_arrays_gets_one_clear_error(damage, message, saved, tmp_path):
+    path = shutil.copytree(saved, tmp_path / "rule")
+    damage(path)
+    check_one_clear_error(path, message)
+
+
+def test_a_rule_of_version_1_is_replaced_by_one_of_version_2(saved_in_version_1, tmp_path):
+    path = shutil.copytree(saved_in_version_1, tmp_path / "rule")
+    l2l_tf.save(update_rules.SGD(0.5), path, overwrite=True)
+    assert float(l2l_tf.load(path).learning_rate) == 0.5
+    assert "rule.npz" in os.listdir(path) and "rule.json" not in os.listdir(path)
+    # What a killed save of a newer version left does not stand before what is there.
+    shutil.copytree(path, tmp_path / "old.l2l_tf-replaced")
+    shutil.copytree(saved_in_version_1, tmp_path / "old")
+    np.testing.assert_array_equal(run(l2l_tf.load(tmp_path / "old")), run(rule()))
+    # What one left of an older version is found, and put back.
+    shutil.copytree(saved_in_version_1, tmp_path / "lost.l2l_tf-replaced")
+    with pytest.warns(UserWarning, match="was killed"):
+        np.testing.assert_array_equal(run(l2l_tf.load(tmp_path / "lost")), run(rule()))
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        l2l_tf.save(update_rules.SGD(), tmp_path / "lost")
+    assert (tmp_path / "lost" / "rule.json").exists()
 
 
 @pytest.mark.parametrize("damaged", ["saved_model.pb", "variables"])
@@ -347,7 +474,7 @@ def test_a_shipped_rules_name_means_it_whatever_lies_there(tmp_path, monkeypatch
     shipped = {name: saving.fingerprint(l2l_tf.load(name)) for name in l2l_tf.pretrained_names()}
     for name in shipped:
         l2l_tf.save(update_rules.SGD(), f"./{name}")
-    (tmp_path / "quadratic" / "rule.json").unlink()
+    (tmp_path / "quadratic" / "rule.npz").unlink()
     shutil.rmtree("cifar10")
     (tmp_path / "cifar10").write_text("notes")
     for name, expected in shipped.items():
@@ -362,6 +489,20 @@ def test_a_shipped_rules_name_means_it_whatever_lies_there(tmp_path, monkeypatch
             l2l_tf.load(path)
 
 
+def test_fingerprints_are_those_of_older_cards():
+    sgd, inner = update_rules.SGD(0.1), update_rules.GroupedRule([("c", update_rules.Adam())])
+    expected = {
+        "cifar10": "09bf5aad",
+        "mnist-mlp-lite": "1375dcf6",
+        "quadratic": "61c06373",
+        update_rules.SGD(0.3): "1108be07",
+        update_rules.GroupedRule([("a", sgd), ("b", inner)]): "614d6a7e",
+    }
+    for value, fingerprint in expected.items():
+        value = l2l_tf.load(value) if isinstance(value, str) else value
+        assert saving.fingerprint(value) == fingerprint
+
+
 def test_what_load_would_not_find_is_not_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="name of a shipped rule.*write './quadratic'"):
@@ -374,7 +515,7 @@ def test_what_load_would_not_find_is_not_written(tmp_path, monkeypatch):
 def test_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     l2l_tf.save(update_rules.SGD(0.5), "~/mine")
-    atomic_files.write_json({"format_version": 1, "best": "rule-4"}, "~/mine/card.json")
+    json_file.write({"format_version": 1, "best": "rule-4"}, "~/mine/card.json")
     for path in ("~/mine", pathlib.Path("~/mine"), f"file://{tmp_path}/mine"):
         assert float(l2l_tf.load(path).learning_rate) == 0.5
         assert float(l2l_tf.LearnedOptimizer(path).rule.learning_rate) == 0.5
@@ -412,7 +553,7 @@ def test_cards(tmp_path):
 
 def test_loads_through_gfile(saved):
     tf.io.gfile.makedirs("ram://rules/mine")
-    tf.io.gfile.copy(str(saved / "rule.json"), "ram://rules/mine/rule.json")
+    tf.io.gfile.copy(str(saved / "rule.npz"), "ram://rules/mine/rule.npz")
     np.testing.assert_array_equal(run(l2l_tf.load("ram://rules/mine")), run(rule()))
 
 
@@ -422,7 +563,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
         with pytest.raises(OSError, match=f"Cannot write '{path}'.*Check the path"):
             l2l_tf.save(rule(), path)
     with pytest.raises(OSError, match="Cannot write"):
-        atomic_files.write_json({}, f"{tmp_path}/file/card.json")
+        json_file.write({}, f"{tmp_path}/file/card.json")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -465,7 +606,7 @@ def then(call, name):
     def called(*args, **kwargs):
         global renames
         if name == "removing":  # killed with some of the files gone
-            for file in ("rule.json", "saved_model.pb"):
+            for file in ("rule.npz", "saved_model.pb"):
                 if os.path.exists(os.path.join(args[0], file)):
                     os.remove(os.path.join(args[0], file))
                 reach(name)
@@ -590,7 +731,7 @@ def test_what_a_killed_writing_of_json_left_goes_but_nothing_else(left, tmp_path
     (tmp_path / f"card.json{left}").write_text("{")
     (tmp_path / f"card.json{left[:-1]}1").mkdir()
     (tmp_path / f"card.json{left[:-1]}2").symlink_to(tmp_path / "target")
-    atomic_files.write_json({}, path)
+    json_file.write({}, path)
     expected = ["card.json", f"card.json{left[:-1]}1", f"card.json{left[:-1]}2", "target"]
     assert sorted(os.listdir(tmp_path)) == sorted(expected)
     assert (tmp_path / "target").read_text() == "precious"

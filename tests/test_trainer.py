@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
-from l2l_tf import atomic_files, cards, saving, update_rules
+from l2l_tf import saving, update_rules
+from l2l_tf.files import cards, json_file
 from l2l_tf.meta_training.callbacks import KeepBestRule
 from l2l_tf.meta_training.run import meta_train
 from l2l_tf.meta_training.trainer import MetaTrainer
@@ -700,7 +701,7 @@ def test_a_superseded_rule_goes_and_nothing_else(tmp_path):
     end_epoch(callback, 20, 0.1)
     assert rules_in(save_dir) == sorted([*users, "rule-8", "rule-20"])
     assert cards.read_card(save_dir)["superseded"] == []
-    assert {"notes", "rule.json", "variables"} <= set(os.listdir(save_dir / "rule-8"))
+    assert {"notes", "rule.npz", "variables"} <= set(os.listdir(save_dir / "rule-8"))
     assert (victim / "notes").read_text() == "precious"
 
 
@@ -741,7 +742,7 @@ def test_a_kill_leaves_no_rule_that_the_card_does_not_know(moment, tmp_path, mon
             case "after the save":
                 patch.setattr(saving, "save", save_and_kill)
             case "after the card":
-                patch.setattr("l2l_tf.rule_directory.remove", kill)
+                patch.setattr("l2l_tf.files.rule_directory.remove", kill)
         with pytest.raises(Killed):
             end_epoch(callback, 8, 0.3)
     card = cards.read_card(tmp_path)
@@ -934,6 +935,6 @@ def test_a_damaged_checkpoint_is_named_and_the_best_rule_survives(tmp_path):
 
 
 def test_a_run_stopped_before_its_first_validation_has_no_rule_to_load(tmp_path):
-    atomic_files.write_json({"format_version": 1, "best": None}, str(tmp_path / "card.json"))
+    json_file.write({"format_version": 1, "best": None}, str(tmp_path / "card.json"))
     with pytest.raises(ValueError, match="has no rule yet"):
         l2l_tf.load(tmp_path)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from l2l_tf import paths
 from l2l_tf.files import atomic
-from l2l_tf.files.rule_file import RULE_FILE, RULE_FILES
+from l2l_tf.files.rule_file import RULE_FILES
 
 _SHARD = "[0-9]{5}-of-[0-9]{5}"
 _BUNDLE = rf"(index|data-{_SHARD})(\.tempstate[0-9]+)?"
@@ -67,8 +67,8 @@ def check_may_be_written(path, overwrite):
         raise FileExistsError(f"{path!r} exists. Choose another path, or pass overwrite=True.")
     if not has_rule(path):
         raise FileExistsError(
-            f"{path!r} exists and is not a saved rule (it has no {RULE_FILE}), so it is left as "
-            "it is. Choose another path."
+            f"{path!r} exists and is not a saved rule (it has no {' or '.join(RULE_FILES)}), "
+            "so it is left as it is. Choose another path."
         )
     _check_has_nothing_foreign(path)
     replaced = path + atomic.REPLACED  # where the old rule goes, and one may lie

@@ -38,10 +38,10 @@ def deserialize(content):
             "it first."
         )
     rule = cls.from_config(content["config"])
-    has_weights = content["config"].get("weights") is not None
-    # Older configs carry no weights but trainable ones.
-    if not has_weights and rule.trainable_variables and "weights" in rule.get_config():
-        raise ValueError("its config lacks 'weights'")
+    if content["config"].get("weights") is None and "weights" in rule.get_config():
+        # Older configs carry no weights but trainable ones.
+        if any(weight.trainable for weight in rule.weights_to_save):
+            raise ValueError("its config lacks 'weights'")
     return rule
 
 
