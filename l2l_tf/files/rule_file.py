@@ -17,8 +17,8 @@ from l2l_tf.files import atomic, json_file
 from l2l_tf.update_rules import arrays, base, serialization
 
 RULE_FILE = "rule.npz"
-RULE_FILES = (RULE_FILE, "rule.json")  # each of another format version: 2, 1
-FORMAT_VERSION = 2
+FORMAT_VERSIONS = {RULE_FILE: 2, "rule.json": 1}
+RULE_FILES = tuple(FORMAT_VERSIONS)
 _JSON = "rule_json"  # the array of the file that holds JSON, as bytes
 
 
@@ -28,7 +28,7 @@ def to_bytes(rule):
     Raises:
         ValueError: the rule could not be loaded again.
     """
-    content = {"format_version": FORMAT_VERSION, "rule": serialization.serialize(rule)}
+    content = {"format_version": FORMAT_VERSIONS[RULE_FILE], "rule": serialization.serialize(rule)}
     _check_finite(rule)
     members = {}
     for number, config in enumerate(arrays.texts_within(content)):
@@ -46,18 +46,17 @@ def read(directory):
         ValueError: the file is damaged, of a newer version, or of a class that is not registered.
     """
     name, data = atomic.read(directory, RULE_FILES)
-    path = os.path.join(directory, name or "")
     if data is None:
         return None
-    if name != RULE_FILE:
-        return _rebuild(json_file.parse(data, path, 1), path)
-    try:
-        members = arrays.from_bytes(data)
-        text = members.pop(_JSON).tobytes()
-    except Exception as error:  # Of such files, zipfile and NumPy raise anything.
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        raise json_file.damaged(path, f"it is cut or no npz file of a rule ({reason})") from error
-    content = json_file.parse(text, path, FORMAT_VERSION)
+    path, members = os.path.join(directory, name), {}
+    if name == RULE_FILE:
+        try:
+            members = arrays.from_bytes(data)
+            data = members.pop(_JSON).tobytes()
+        except Exception as error:  # Of such files, zipfile and NumPy raise anything.
+            what = f"it is cut or no npz file of a rule ({type(error).__name__})"
+            raise json_file.damaged(path, what) from error
+    content = json_file.parse(data, path, FORMAT_VERSIONS[name])
     for config in arrays.texts_within(content):
         prefix = config["weights"].removeprefix(arrays.PREFIX)
         config["weights"] = {k: v for k, v in members.items() if k.startswith(prefix)}

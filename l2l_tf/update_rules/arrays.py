@@ -2,7 +2,6 @@
 
 import base64
 import io
-import zipfile
 
 import numpy as np
 
@@ -12,7 +11,7 @@ PREFIX = "npz:"  # of the text
 def to_bytes(arrays):
     """The bytes of an npz file of a dict of arrays, equal for equal arrays."""
     buffer = io.BytesIO()
-    # What a npz file has no dtype for, such as bfloat16, is exact in float32.
+    # What an npz file has no dtype for, such as bfloat16, is exact in float32.
     np.savez(buffer, **{k: v.astype("f4") if v.dtype.kind == "V" else v for k, v in arrays.items()})
     return buffer.getvalue()
 
@@ -23,14 +22,8 @@ def from_bytes(data):
     Raises:
         Exception: of any class, if it is no such file.
     """
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        return {
-            name.removesuffix(".npy"): np.lib.format.read_array(
-                io.BytesIO(file.read(name)), allow_pickle=False
-            )
-            for name in file.namelist()
-            if name.endswith(".npy")
-        }
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return dict(file)
 
 
 def to_text(arrays):
@@ -48,12 +41,10 @@ def from_text(text):
 
 
 def texts_within(config):
-    """The dicts within a config, and it itself, that have "weights" as text; in its order."""
-    found = []
+    """Yields the config, and each dict within it, that has "weights" as text; in its order."""
     if isinstance(config, dict):
         if isinstance(config.get("weights"), str) and config["weights"].startswith(PREFIX):
-            found.append(config)
+            yield config
         config = list(config.values())
     for value in config if isinstance(config, (list, tuple)) else ():
-        found += texts_within(value)
-    return found
+        yield from texts_within(value)

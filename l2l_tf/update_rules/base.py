@@ -207,10 +207,6 @@ class UpdateRule(keras.layers.Layer):
         config = {"name": self.name, "dtype": self.dtype_policy.name}
         values = {f"{i}_{w.name}": w.numpy() for i, w in enumerate(self.weights_to_save)}
         if values:
-            # What NumPy has no dtype for, such as bfloat16, is exact in float32.
-            values = {
-                k: v.astype("float32") if v.dtype.kind == "V" else v for k, v in values.items()
-            }
             config["weights"] = arrays.to_text(values)
         return config
 
