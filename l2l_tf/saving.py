@@ -22,7 +22,7 @@ from l2l_tf.atomic_files import exists, file_errors, new_directory
 from l2l_tf.cards import CARD_FILE, FORMAT_VERSION, best_rule, damaged, read_card, read_json
 from l2l_tf.rule_directory import RULE_FILE
 from l2l_tf.shipped_rules import did_you_mean, path_to_write, pretrained_names, pretrained_path
-from l2l_tf.update_rules import base, serialization
+from l2l_tf.update_rules import base, levels, serialization
 
 
 def save(rule, path, overwrite=False):
@@ -240,11 +240,6 @@ def _check_can_be_saved(rule):
     arguments.instance(
         "rule", rule, base.UpdateRule, "an UpdateRule or a LearnedOptimizer", _hint_of_save(rule)
     )
-    if rule.coupling == "global":
-        raise ValueError(
-            "Only rules with coupling 'coordinate' or 'tensor' can be saved. "
-            f"Received: {type(rule).__name__} with coupling 'global'"
-        )
     serialization.serialize(rule)
     _check_finite(rule)
 
@@ -280,9 +275,5 @@ def _rebuild(content, path):
 def _try(rule):
     """One step of the rule, for the least that it takes."""
     for each in base.made_of(rule):
-        if each.coupling == "coordinate":
-            each.update(tf.zeros([1], each.dtype), each.initial_state(1))
-            continue
         shape = tuple(size or 1 for size in each.tensor_shape or (1,))
-        state = each.initial_state([("tensor", shape)])
-        each.update([tf.zeros(shape, each.dtype)], state)
+        levels.trial(each, ("tensor", shape), 0.0)
