@@ -24,8 +24,8 @@ from absl import app, flags
 import l2l_tf
 from benchmarks import measure
 from benchmarks.textbook import TextbookTrainer
+from l2l_tf.engine import unroll as unroll_lib
 from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
-from l2l_tf.meta_training import unroll as unroll_lib
 from l2l_tf.problems.classification import BATCH_SIZE, perceptron
 from l2l_tf.update_rules import base
 

@@ -1,7 +1,6 @@
 """LearnedOptimizer: a Keras optimizer around an update rule."""
 
 import contextlib
-import functools
 import numbers
 import os
 import warnings
@@ -9,7 +8,9 @@ import warnings
 import keras
 import tensorflow as tf
 
-from l2l_tf import arguments, saving, update_by_parts
+from l2l_tf import arguments, saving
+from l2l_tf.engine.step import ModelStep
+from l2l_tf.optimizer_state import OptimizerState
 from l2l_tf.update_rules import base
 
 # Gradients below this size are checked together.
@@ -129,9 +130,24 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         self.state_dtype = state_dtype
         self._not_decayed = ()  # names, for the config
         self._is_checked = False  # whether the rule was tried, at the first step
-        # Of a pickled optimizer: the shapes of the model's variables, and values for those that
-        # `build` makes.
+        # Of a pickled optimizer: the shapes of the model's variables, and values for what `build`
+        # makes.
         self._restored_shapes, self._restored = None, []
+        self._state = None
+
+    def set_weights(self, weights):
+        super().set_weights(weights)  # those that Keras keeps
+        if self._state:
+            of_state = weights[len(super().variables) :]
+            for leaf, value in zip(self._state.leaves, of_state):
+                leaf.assign(value)
+
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type != "checkpoint" and self._state:
+            del children["_state"]
+            children |= self._state.trackable_pieces()
+        return children
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         super().exclude_from_weight_decay(var_list, var_names)
@@ -157,22 +173,15 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         # The rule never sees a variable whose gradient is its next value.
         seen = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
         layout = [(_name(variable), tuple(variable.shape)) for variable in seen]
-        self._rules_at_rest = functools.partial(update_by_parts.rules_at_rest, self.rule, layout)
-        states = update_by_parts.initial_states(self.rule, layout)
-        states = {id(variable): state for variable, state in zip(seen, states)}
+        step = ModelStep(self.rule, layout)
         super().build(variables)
         self._skipped_steps = self.add_variable(
             shape=(), initializer="zeros", dtype="int64", name="skipped_steps"
         )
-        # For each variable, the leaves of its rule state. Where a graph is traced, an assignment
-        # would be lost: all values come from initializers.
-        self._states = [
-            self._add_state(variable, states[id(variable)]) if id(variable) in states else None
-            for variable in variables
-        ]
-        places = {self._get_variable_index(v): place for place, v in enumerate(seen)}
-        update = update_by_parts.program(self.rule, layout)
-        self._rule_step = lambda indices, *args: update([places[i] for i in indices], *args)
+        self._places = {self._get_variable_index(v): place for place, v in enumerate(seen)}
+        names = [name for name, _ in layout]
+        self._state = OptimizerState(step, self.state_dtype, names, self._restored or None)
+        self._restored = []
 
     def _check_restored(self, variables):
         shapes = [tuple(variable.shape) for variable in variables]
@@ -187,22 +196,9 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
             initializer = keras.initializers.Constant(self._restored.pop(0))
         return super().add_variable(shape, initializer, **kwargs)
 
-    def _add_state(self, variable, chunks):
-        path = _name(variable).replace("/", "_").replace(":", "_")
-        backend_variable = variable.value if isinstance(variable, keras.Variable) else variable
-        with self._distribution_strategy.extended.colocate_vars_with(backend_variable):
-            return [
-                [
-                    self.add_variable(
-                        shape,
-                        initializer,
-                        dtype=self.state_dtype,
-                        name=f"{path}_chunk_{chunk}_state_{index}",
-                    )
-                    for index, (shape, initializer) in enumerate(leaves)
-                ]
-                for chunk, leaves in enumerate(chunks)
-            ]
+    @property
+    def variables(self):
+        return [*super().variables, *(self._state.leaves if self._state else [])]
 
     def _apply_weight_decay(self, variables):
         """Nothing: weight decay is a part of the step, so that a skipped step skips it."""
@@ -223,18 +219,15 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
         self._step(*self._of_variables([variable]), [gradient], learning_rate)
 
     def _of_variables(self, variables):
-        """``(skipped_steps, variables, index, weight decay and state of each)``."""
+        """``(skipped_steps, variables, index and weight decay of each, state)``."""
         decays = [
             self.weight_decay_scale * (self.weight_decay or 0.0) * self._use_weight_decay(variable)
             for variable in variables
         ]
         indices = [self._get_variable_index(variable) for variable in variables]
-        states = [
-            tf.nest.map_structure(lambda leaf: leaf.value, self._states[index]) for index in indices
-        ]
-        return self._skipped_steps.value, list(variables), indices, decays, states
+        return self._skipped_steps.value, list(variables), indices, decays, self._state.pieces
 
-    def _step(self, skipped_steps, variables, indices, decays, states, gradients, learning_rate):
+    def _step(self, skipped_steps, variables, indices, decays, state, gradients, learning_rate):
         """One step of one replica, for some of the variables."""
         self._check_weights()
         # IndexedSlices become dense. A gradient may be finite in float64 and not in float32.
@@ -243,9 +236,11 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
             for g, variable in zip(gradients, variables)
         ]
         learning_rate = tf.convert_to_tensor(learning_rate)
+        present = [self._places[index] for index in indices]
 
         def apply():
-            updates = self._rule_step(indices, gradients, states, self.assign)
+            parameters = [tf.cast(tf.convert_to_tensor(v), self.rule.dtype) for v in variables]
+            updates = self._state.step(present, gradients, parameters, state, self.assign)
             for variable, decay, update in zip(variables, decays, updates):
                 update = tf.cast(tf.cast(learning_rate, update.dtype) * update, variable.dtype)
                 update = tf.reshape(update, variable.shape)
@@ -271,7 +266,7 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
                     "LearnedOptimizer(rule)."
                 )
         with tf.init_scope():
-            at_rest = self._rules_at_rest()
+            at_rest = self._state.step.rules_at_rest()
         for rule in at_rest:
             warnings.warn(
                 f"The rule '{rule.name}' ({type(rule).__name__}) moves no weight: its step is "
@@ -369,11 +364,6 @@ def _check_rule(rule):
         )
     what = "an UpdateRule, a shipped rule's name or a directory"
     arguments.instance("rule", rule, base.UpdateRule, what, hint)
-    if rule.coupling == "global":
-        raise ValueError(
-            "LearnedOptimizer needs a rule with coupling 'coordinate' or 'tensor'. "
-            f"Received: {type(rule).__name__} with coupling 'global'"
-        )
 
 
 def _shipped():

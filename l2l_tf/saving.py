@@ -63,11 +63,6 @@ def save(rule, path, overwrite=False):
     arguments.instance(
         "rule", rule, base.UpdateRule, "an UpdateRule or a LearnedOptimizer", _hint_of_save(rule)
     )
-    if rule.coupling == "global":
-        raise ValueError(
-            "Only rules with coupling 'coordinate' or 'tensor' can be saved. "
-            f"Received: {type(rule).__name__} with coupling 'global'"
-        )
     content = rule_file.to_bytes(rule)
     arguments.boolean("overwrite", overwrite)
     path = catalog.path_to_write("path", path)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from l2l_tf.engine import pieces
 from l2l_tf.problems import KerasProblem
 
 # Two devices, for tests of distribution.
@@ -66,3 +67,10 @@ def loss_on_batch(model, x, y):
 def keras_problem(build_model=mlp, **kwargs):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return KerasProblem(build_model, image_data(), loss, **kwargs)
+
+
+def in_pieces(monkeypatch, **kwargs):
+    """Coordinates are cut as a machine would that wants them so; see ``pieces.Policy``."""
+    policy = pieces.policy()._replace(**kwargs)
+    monkeypatch.setattr(pieces, "policy", lambda: policy)
+    monkeypatch.setattr(pieces, "BLOCK", 1)

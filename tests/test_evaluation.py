@@ -10,11 +10,11 @@ import tensorflow as tf
 
 import l2l_tf
 from l2l_tf import update_rules
+from l2l_tf.engine.episodes import episode_seed, windows
 from l2l_tf.evaluation import baselines, curves
 from l2l_tf.evaluation.learning_curves import Arena, loss_at
 from l2l_tf.evaluation.pictures import draw_pictures
 from l2l_tf.evaluation.report import Result, check_directory
-from l2l_tf.meta_training.episodes import episode_seed, windows
 from l2l_tf.problems import Quadratic
 from l2l_tf.problems.base import Problem
 

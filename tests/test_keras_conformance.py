@@ -18,9 +18,18 @@ from keras.src.optimizers import adam, rmsprop, sgd
 
 import l2l_tf
 from l2l_tf import update_rules
+from l2l_tf.engine import program
 
 if importlib.util.find_spec("keras.src.optimizers.optimizer_test") is None:
     pytest.skip("the wheel of this Keras does not have Keras' tests", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_program_of_another_context():
+    """Keras' tests of distribution reset TensorFlow's context, and with it what was compiled."""
+    program._shared.clear()
+    yield
+    program._shared.clear()
 
 
 class Conforming(l2l_tf.LearnedOptimizer):

@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 from l2l_tf import update_rules
+from l2l_tf.engine.episodes import episode_seed, windows
 from l2l_tf.evaluation.learning_curves import Arena
-from l2l_tf.meta_training.episodes import episode_seed, windows
 from l2l_tf.meta_training.trainer import MetaTrainer
 from l2l_tf.problems import Ensemble, KerasProblem, base, datasets, keras_hooks
 

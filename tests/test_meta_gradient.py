@@ -6,11 +6,10 @@ import pytest
 import tensorflow as tf
 
 from l2l_tf import problems, update_rules
+from l2l_tf.engine.episodes import episode_seed, windows
+from l2l_tf.engine.unroll import initial_state, unroll
 from l2l_tf.meta_training import objectives
-from l2l_tf.meta_training import unroll as unroll_lib
-from l2l_tf.meta_training.episodes import episode_seed, windows
 from l2l_tf.meta_training.meta_gradient import cotangents, meta_gradient
-from l2l_tf.meta_training.unroll import initial_state, unroll
 from l2l_tf.update_rules.base import UpdateRule, flatten, split
 
 NUM_STEPS, SEGMENT = 6, 3
@@ -289,13 +288,13 @@ def test_meta_gradient_checks_its_arguments():
     assert len(call(backward_fraction=0.5, seed=(1, 2))) == len(rule.trainable_variables)
 
 
-def test_strands_side_by_side_equal_one(monkeypatch):
+def test_pieces_side_by_side_equal_one(monkeypatch):
     problem, rule = conftest.keras_problem(), rnnprop()
     parameters, (batches,) = episode(problem)
     state = initial_state(rule, problem.layout, 2)
     results = []
-    for min_strand in (10**9, 3):
-        monkeypatch.setattr(unroll_lib, "MIN_STRAND", min_strand)
+    for least in (10**9, 3):
+        conftest.in_pieces(monkeypatch, side_by_side=2, least=least)
         kwargs = {"num_steps": NUM_STEPS, "segment_length": SEGMENT}
         trajectory = unroll(rule, problem, parameters, state, batches, **kwargs)
         results.append(np.concatenate([x.numpy().ravel() for x in tf.nest.flatten(trajectory)]))

@@ -18,8 +18,9 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
+from l2l_tf.engine.program import Program
 from l2l_tf.native import library
-from l2l_tf.update_rules import compiled, native_lstm
+from l2l_tf.update_rules import native_lstm
 
 needs_library = pytest.mark.skipif(
     library.load() is None
@@ -60,8 +61,8 @@ def assert_near(received, expected, tolerance):
 )
 def test_a_step_is_that_of_tensorflow(rule_class, layers, n):
     rule, gradients, state = rule_and_inputs(rule_class, layers, n)
-    assert native_lstm.can_run(rule)
-    received = native_lstm.program(rule)(compiled.weights(rule), gradients, state)
+    assert native_lstm.Kernel(rule).can_run()
+    received = native_lstm.Kernel(rule)(Program(rule).weights(), gradients, state)
     assert_near(received, rule.update(gradients, state), 3e-6)
 
 
@@ -69,7 +70,7 @@ def test_a_step_is_that_of_tensorflow(rule_class, layers, n):
 def test_bfloat16_state():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.RNNprop, (8,), 100)
     state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.bfloat16), state)
-    updates, received = native_lstm.program(rule)(compiled.weights(rule), gradients, state)
+    updates, received = native_lstm.Kernel(rule)(Program(rule).weights(), gradients, state)
     state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.float32), state)
     expected_updates, expected = rule.update(gradients, state)
     assert_near(updates, expected_updates, 3e-6)
@@ -83,45 +84,11 @@ def test_a_state_larger_than_a_cache(dtype, tolerance):
     n = 64 * 520  # a multiple of a block: rows begin with a cache line
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (20, 20), n)
     state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, dtype), state)
-    updates, received = native_lstm.program(rule)(compiled.weights(rule), gradients, state)
+    updates, received = native_lstm.Kernel(rule)(Program(rule).weights(), gradients, state)
     state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.float32), state)
     expected_updates, expected = rule.update(gradients, state)
     assert_near(updates, expected_updates, 3e-6)
     assert_near(received, tf.nest.map_structure(lambda s: tf.cast(s, dtype), expected), tolerance)
-
-
-@needs_library
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "rule_class", [l2l_tf.update_rules.CoordinatewiseLSTM, l2l_tf.update_rules.RNNprop]
-)
-def test_pieces_equal_the_whole(rule_class, dtype):
-    sizes = [70, 0, 1, 128, 5]
-    rule, gradients, state = rule_and_inputs(rule_class, (5, 3), sum(sizes))
-    leaves = [tf.cast(leaf, dtype) for leaf in tf.nest.flatten(state)]
-    weights = compiled.weights(rule)
-    updates, expected = native_lstm.program_of_pieces(rule)(weights, gradients, [leaves])
-    pieces = list(zip(*[tf.split(leaf, sizes, axis=-1) for leaf in leaves]))
-    of_pieces, received = native_lstm.program_of_pieces(rule)(weights, gradients, pieces)
-    assert_near(of_pieces, updates, 1e-6)
-    assert [leaves[0].shape[1] for leaves in received] == sizes
-    assert_near([tf.concat(of, axis=-1) for of in zip(*received)], expected[0], 1e-6)
-
-
-@needs_library
-def test_the_gradient_of_pieces_is_that_of_tensorflow():
-    rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5, 4), 20)
-    weights, leaves = compiled.weights(rule), tf.nest.flatten(state)
-
-    def gradient_of(sizes):
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            pieces = list(zip(*[tf.split(leaf, sizes, axis=-1) for leaf in leaves]))
-            step = native_lstm.program_of_pieces(rule)(weights, gradients, pieces)
-            total = sum(tf.reduce_sum(leaf**2) for leaf in tf.nest.flatten(step))
-        return tape.gradient(total, weights)
-
-    assert_near(gradient_of([7, 13]), gradient_of([20]), 1e-4)
 
 
 @needs_library
@@ -130,7 +97,7 @@ def test_nan_and_large_gates():
     ((hidden, cell),), moments = state
     hidden = tf.constant([[np.nan, 1e6, -1e6]] * 4, tf.float32)
     state = ((hidden, cell),), moments
-    received = native_lstm.program(rule)(compiled.weights(rule), gradients, state)
+    received = native_lstm.Kernel(rule)(Program(rule).weights(), gradients, state)
     assert np.isnan(received[0][0]) and np.all(np.isfinite(received[0][1:]))
     assert_near(received, rule.update(gradients, state), 3e-6)
 
@@ -138,7 +105,7 @@ def test_nan_and_large_gates():
 @needs_library
 def test_its_gradient_is_that_of_tensorflow():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5, 5), 20)
-    weights = compiled.weights(rule)
+    weights = Program(rule).weights()
 
     def gradient_of(update):
         with tf.GradientTape() as tape:
@@ -147,16 +114,20 @@ def test_its_gradient_is_that_of_tensorflow():
             total = sum(tf.reduce_sum(leaf**2) for leaf in tf.nest.flatten((updates, new_state)))
         return tape.gradient(total, weights)
 
-    expected = gradient_of(compiled.program(rule, rule.update))
-    assert_near(gradient_of(native_lstm.program(rule)), expected, 1e-4)
+    def without_kernel(weights, gradients, state):
+        with keras.StatelessScope(state_mapping=list(zip(rule.variables, weights))):
+            return rule.update(gradients, state)
+
+    expected = gradient_of(without_kernel)
+    assert_near(gradient_of(native_lstm.Kernel(rule)), expected, 1e-4)
 
 
 @needs_library
 def test_its_gradient_leaves_nothing_behind():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5, 5), 20)
-    update = tf.function(native_lstm.program(rule))
+    update = tf.function(native_lstm.Kernel(rule))
     graph = weakref.ref(
-        update.get_concrete_function(compiled.weights(rule), gradients, state).graph
+        update.get_concrete_function(Program(rule).weights(), gradients, state).graph
     )
     del update
     gc.collect()
@@ -166,8 +137,8 @@ def test_its_gradient_leaves_nothing_behind():
 @needs_library
 def test_inside_of_xla_it_gives_way():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5,), 20)
-    update = compiled.update_program(rule)
-    weights = compiled.weights(rule)
+    update = Program(rule).update
+    weights = Program(rule).weights()
     inside = tf.function(update, jit_compile=True)(weights, gradients, state)
     assert_near(inside, update(weights, gradients, state), 3e-6)
 
@@ -176,7 +147,7 @@ def test_inside_of_xla_it_gives_way():
 def test_shapes_that_do_not_fit_are_refused():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5,), 20)
     features, _ = rule.preprocess(gradients[:19], ())
-    weights, states = compiled.weights(rule), tf.nest.flatten(state)
+    weights, states = Program(rule).weights(), tf.nest.flatten(state)
     with pytest.raises(tf.errors.InvalidArgumentError, match="state of layer 0 does not fit"):
         library.load().l2l_lstm_step(features, weights, states)
     features, _ = rule.preprocess(gradients, ())
@@ -197,8 +168,8 @@ def test_a_rule_with_weights_of_its_own_is_left_to_xla():
             return self.scale * super().postprocess(outputs)
 
     rule, gradients, state = rule_and_inputs(Scaled, (5,), 20)
-    assert not native_lstm.can_run(rule)
-    updates, _ = compiled.update_program(rule)(compiled.weights(rule), gradients, state)
+    assert not native_lstm.Kernel(rule).can_run()
+    updates, _ = Program(rule).update(Program(rule).weights(), gradients, state)
     assert_near(updates, rule.update(gradients, state)[0], 3e-6)
 
 
@@ -206,9 +177,9 @@ def test_a_rule_with_weights_of_its_own_is_left_to_xla():
 def test_the_environment_turns_it_off_at_any_time(monkeypatch):
     rule, *_ = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5,), 20)
     monkeypatch.setenv("L2L_TF_NATIVE", "0")
-    assert library.load() is None and not native_lstm.can_run(rule)
+    assert library.load() is None and not native_lstm.Kernel(rule).can_run()
     monkeypatch.delenv("L2L_TF_NATIVE")
-    assert native_lstm.can_run(rule)
+    assert native_lstm.Kernel(rule).can_run()
 
 
 @needs_library

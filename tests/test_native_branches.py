@@ -18,8 +18,8 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
+from l2l_tf.engine.program import Program
 from l2l_tf.native import library
-from l2l_tf.update_rules import compiled
 
 # What a processor must have, in the words of /proc/cpuinfo.
 SSE = set()
@@ -75,7 +75,7 @@ def kernel(request):
     op = op_of(march)
 
     def run(rule, features, layers):
-        outputs, states = op(features, compiled.weights(rule), tf.nest.flatten(layers))
+        outputs, states = op(features, Program(rule).weights(), tf.nest.flatten(layers))
         return outputs, tf.nest.pack_sequence_as(layers, states)
 
     return run

@@ -88,7 +88,7 @@ def test_a_rule_of_ones_own_for_convolutions():
         ("lstm", {"layers": [0]}, ValueError, "layers=0"),
         ("lstm", {"seed": 1.5}, TypeError, "`seed` must be an integer"),
         ("own_rules:Unregistered", {}, ValueError, "not registered.*register_keras_serializable"),
-        ("own_rules:everything", {}, ValueError, "has coupling 'global'"),
+        ("own_rules:everything", {}, ValueError, "Received: 'global'"),
         ("own_rules:raises", {}, ValueError, "'own_rules:raises': the function raised KeyError"),
         ("own_rules:number", {}, TypeError, "must return an .*UpdateRule. Received: int"),
         ("own_rules:nothing", {}, ValueError, "has no 'nothing'"),

@@ -11,7 +11,9 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
-from l2l_tf import chunked_update, update_rules
+from l2l_tf import update_rules
+from l2l_tf.engine import pieces
+from l2l_tf.engine.program import Program
 
 
 def lstm(layers=(4,)):
@@ -59,60 +61,47 @@ class OneByOne(l2l_tf.LearnedOptimizer):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_all_variables_at_once_equal_one_by_one_and_chunk_by_chunk(monkeypatch, jit_compile):
+def test_all_variables_at_once_equal_one_by_one_and_piece_by_piece(monkeypatch, jit_compile):
     together = compiled(l2l_tf.LearnedOptimizer(lstm()))
     fit(together)
     one_by_one = compiled(OneByOne(lstm()), jit_compile=jit_compile)
     fit(one_by_one)
     np.testing.assert_allclose(weights(together), weights(one_by_one), atol=1e-5)
 
-    monkeypatch.setattr(chunked_update, "CHUNK_SIZE", 50)  # of a kernel of 180
-    monkeypatch.setattr(chunked_update, "SMALL", 40)
-    monkeypatch.setattr(chunked_update, "BLOCK", 1)
-    chunked = compiled(l2l_tf.LearnedOptimizer(lstm()), jit_compile=jit_compile)
-    fit(chunked)
-    kernel_chunks = chunked.optimizer._states[0]
-    assert [hidden.shape for hidden, _ in kernel_chunks] == [(4, 45)] * 4
-    np.testing.assert_allclose(weights(together), weights(chunked), atol=1e-5)
+    # Of a kernel of 180 and a bias of 3, for two.
+    conftest.in_pieces(monkeypatch, side_by_side=4, least=10, most=12)
+    cut = compiled(l2l_tf.LearnedOptimizer(lstm()), jit_compile=jit_compile)
+    fit(cut)
+    (of_pieces, _), *_ = cut.optimizer._state.pieces
+    sizes = [layers[0][0].shape[-1] for layers, _ in of_pieces]
+    assert set(sizes[:-1]) == {11} and sum(sizes) == len(weights(cut))
+    np.testing.assert_allclose(weights(together), weights(cut), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "num_coordinates, num_chunks",
+    "total, expected",
     [
-        (0, 1),
-        (8191, 1),
-        (8192, 2),
-        (15_680, 2),
-        (16_384, 4),
-        (131_072, 4),
-        (131_073, 8),
-        (10**8, 128),
+        (0, [0]),
+        (8191, [8191]),
+        (8192, [4096] * 2),
+        (15_680, [7872, 7808]),
+        (16_385, [8256, 8129]),
+        (65_536, [32_768] * 2),
+        (65_537, [16_448, 16_448, 16_448, 16_193]),
+        (10**8, [781_312] * 127 + [773_376]),
     ],
 )
-def test_chunks_but_the_last_are_whole_blocks_of_one_size(num_coordinates, num_chunks):
-    *sizes, last = chunked_update.chunk_sizes(num_coordinates)
-    assert len(sizes) + 1 == num_chunks and sum(sizes) + last == num_coordinates
-    assert len(set(sizes)) <= 1 and all(size % chunked_update.BLOCK == 0 for size in sizes)
-    assert not sizes or sizes[0] - num_chunks * chunked_update.BLOCK < last <= sizes[0]
+def test_pieces_but_the_last_are_whole_blocks_of_one_size(monkeypatch, total, expected):
+    policy = pieces.Policy(side_by_side=2, least=4096, most=32_768, kept=1)
+    monkeypatch.setattr(pieces, "policy", lambda: policy)
+    assert pieces.cut(total, policy.most) == expected
+    assert sum(expected) == total
 
 
-@pytest.mark.parametrize(
-    "is_native, at_once, sizes, totals",
-    [
-        (True, 2, [7872, 7808, 20, 200, 10], [7902, 8008]),  # a core each
-        (True, 2, [25_088] * 4 + [128, 1280], [26_368, 25_216, 25_088, 25_088]),
-        (True, 2, [160] * 150, [12_000] * 2),
-        (True, 16, [160] * 150, [4800] * 5),  # none is small
-        (True, 1, [160] * 150, [24_000]),
-        (True, 2, [5, 0], [5]),
-        (True, 2, [], []),
-        (False, 2, [25_088, 5000] + [160] * 150, [25_088, 5000, 12_000, 12_000]),
-    ],
-)
-def test_chunks_share_calls_that_keep_all_cores_busy(is_native, at_once, sizes, totals):
-    groups = chunked_update._groups(sizes, at_once, is_native)
-    assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
-    assert [sum(sizes[i] for i in group) for group in groups] == totals
+def test_runs_cover_each_coordinate_once():
+    sizes_of_tensors, sizes_of_pieces = [3, 0, 5, 1, 0], [4, 4, 1]
+    runs = pieces.runs(sizes_of_tensors, sizes_of_pieces)
+    assert runs == [(0, 0, 0, 0, 3), (2, 0, 0, 3, 1), (2, 1, 1, 0, 4), (3, 0, 2, 0, 1)]
 
 
 def test_learning_rate_multiplies_the_update():
@@ -143,8 +132,8 @@ def test_weight_decay_is_that_of_adamw():
 
 def test_the_same_rule_in_fit_and_in_an_unroll():
     """What meta-training sees is what a Keras user gets."""
+    from l2l_tf.engine.episodes import episode_seed, windows
     from l2l_tf.evaluation.learning_curves import Arena
-    from l2l_tf.meta_training.episodes import episode_seed, windows
 
     problem, rule = conftest.keras_problem(), lstm()
     arena = Arena(problem, num_steps=6)
@@ -263,7 +252,7 @@ def test_dtype_policies(policy):
     is_scaled = policy == "mixed_float16"
     assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer) == is_scaled
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    assert optimizer.rule.weights[0].dtype == optimizer._states[0][0][0].dtype == "float32"
+    assert optimizer.rule.weights[0].dtype == optimizer._state.leaves[0].dtype == "float32"
     np.testing.assert_allclose(losses, fit(compiled(l2l_tf.LearnedOptimizer(lstm()))), rtol=0.05)
 
 
@@ -323,8 +312,10 @@ def test_two_replicas_stay_equal_and_equal_to_one_device():
     for model in (mirrored, one):
         assert model.optimizer.iterations.numpy() == 20
         assert model.optimizer.skipped_steps == 0
-    for variable in [*mirrored.trainable_variables, *mirrored.optimizer.variables]:
-        replicas = getattr(variable.value, "values", [variable.value])
+    of_state = tf.nest.flatten(mirrored.optimizer._state.pieces)
+    for variable in [*(v.value for v in mirrored.trainable_variables), *of_state]:
+        replicas = variable.values
+        assert len(replicas) == 2
         for replica in replicas[1:]:
             np.testing.assert_array_equal(replica, replicas[0])
     np.testing.assert_allclose(weights(mirrored), weights(one), atol=1e-5)
@@ -337,10 +328,7 @@ def test_state_in_another_dtype_trains_alike(dtype, memory, tolerance):
     models = [compiled(l2l_tf.LearnedOptimizer(lstm(), state_dtype=d)) for d in ("float32", dtype)]
     losses = [fit(model) for model in models]
     sizes = [
-        sum(
-            tf.as_dtype(v.dtype).size * np.prod(v.shape)
-            for v in tf.nest.flatten(m.optimizer._states)
-        )
+        sum(tf.as_dtype(v.dtype).size * np.prod(v.shape) for v in m.optimizer._state.leaves)
         for m in models
     ]
     assert sizes[1] == memory * sizes[0]
@@ -359,7 +347,9 @@ def test_a_rule_for_each_group_of_variables():
     model = compiled(keras.optimizers.MultiOptimizer(select))
     losses = fit(model)
     assert losses[1] < losses[0]
-    assert len(by_bias._states) == len(by_kernel._states) == 2
+    paths = [{leaf.path for leaf in o._state.leaves} for o in (by_bias, by_kernel)]
+    assert paths[0] == set() and len(paths[1]) == 2 * 2
+    assert all("kernel" in path for path in paths[1])
 
 
 def test_by_registered_name(tmp_path):
@@ -607,7 +597,9 @@ def test_rules_alike_in_all_but_weights_share_programs():
     class Ours(update_rules.CoordinatewiseLSTM):
         """A rule whose config may not tell all."""
 
-    program_of = chunked_update.program
+    def program_of(rule):
+        return Program(rule)._compiled
+
     rule, trained = lstm(), update_rules.CoordinatewiseLSTM((4,), name="trained")
     assert program_of(rule) is program_of(trained)
     assert program_of(update_rules.SGD(0.1)) is program_of(update_rules.SGD(0.2))

@@ -115,7 +115,7 @@ class DivergingQuadratic(Quadratic):
 
 @pytest.mark.parametrize("num_optimizees", [1, 2])
 def test_a_loss_that_is_not_finite_stops_at_its_episode_and_step(num_optimizees):
-    from l2l_tf.meta_training.episodes import episode_seed
+    from l2l_tf.engine.episodes import episode_seed
     from l2l_tf.problems.base import fold_in
 
     problem = DivergingQuadratic()
@@ -567,16 +567,16 @@ def test_what_does_not_fit_the_memory_is_not_allocated(monkeypatch):
         trainer().validation_dataset(0, 10**10)
     # (5 + 1) batches of 110 floats, and 1 + 2 * 5 vectors of 10 coordinates, for 2 optimizees.
     exact = 2 * (6 * 440 + 11 * 40)
-    monkeypatch.setattr("l2l_tf.meta_training.episodes._physical_memory", lambda: exact)
+    monkeypatch.setattr("l2l_tf.engine.episodes._physical_memory", lambda: exact)
     trainer(meta_batch_size=2)
     with pytest.raises(ValueError, match=r"\(10 coordinates, 440 bytes a batch\)"):
         trainer(meta_batch_size=3)
-    monkeypatch.setattr("l2l_tf.meta_training.episodes._physical_memory", lambda: None)
+    monkeypatch.setattr("l2l_tf.engine.episodes._physical_memory", lambda: None)
     trainer(meta_batch_size=3)
 
 
 def test_bytes_of_batches_of_unknown_shape():
-    from l2l_tf.meta_training.episodes import _num_bytes
+    from l2l_tf.engine.episodes import _num_bytes
 
     spec = {
         "x": tf.TensorSpec([None, 3], tf.float32),

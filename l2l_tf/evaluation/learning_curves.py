@@ -5,8 +5,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf.engine import episodes as episodes_lib
 from l2l_tf.evaluation import runners
-from l2l_tf.meta_training import episodes as episodes_lib
 
 # The length of the mean that smooths "the loss at a step".
 SMOOTHING = 5

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf.meta_training import unroll as unroll_lib
+from l2l_tf.engine import unroll as unroll_lib
 from l2l_tf.optimizer import LearnedOptimizer
 from l2l_tf.update_rules import UpdateRule
 

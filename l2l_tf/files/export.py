@@ -4,6 +4,8 @@ import textwrap
 
 import tensorflow as tf
 
+from l2l_tf.update_rules import levels
+
 
 def module(rule):
     """A ``tf.Module`` with the functions of a SavedModel."""
@@ -20,13 +22,44 @@ def module(rule):
 
 
 def _export_coordinatewise(rule):
-    """For any number of coordinates."""
-    initial_state = tf.function(rule.initial_state, input_signature=[tf.TensorSpec([], tf.int32)])
-    state_signature = tf.nest.map_structure(
-        lambda leaf: tf.TensorSpec([*leaf.shape[:-1], None], leaf.dtype), rule.initial_state(1)
+    """For any number of coordinates; of a rule with a control, for tensors of any shapes."""
+    inputs = [tf.TensorSpec([None], rule.dtype)] * (2 if rule.sees_parameters else 1)
+    one = levels.Tensors.of_shapes([(1,)], rule.dtype)
+    of_one = levels.initial_state(rule, 1, one)
+    state = tf.nest.map_structure(
+        lambda leaf: tf.TensorSpec([*leaf.shape[:-1], None], leaf.dtype), of_one
     )
-    signature = [tf.TensorSpec([None], rule.dtype), state_signature]
-    return initial_state, tf.function(rule.update, input_signature=signature)
+    if not rule.has_control:
+        size = tf.TensorSpec([], tf.int32)
+        return (
+            tf.function(rule.initial_state, input_signature=[size]),
+            tf.function(_by_name(rule, rule.update), input_signature=[*inputs, state]),
+        )
+
+    def initial_state(shapes):
+        size = tf.reduce_sum(tf.reduce_prod(shapes, axis=1))
+        return levels.initial_state(rule, size, levels.Tensors.of_ragged(shapes, rule.dtype))
+
+    def update(inputs, state, shapes):
+        sizes = tf.reduce_prod(shapes, axis=1)
+        owners = tf.repeat(tf.range(tf.size(sizes)), sizes)
+        tensors = levels.Tensors.of_ragged(shapes, rule.dtype)
+        return levels.step(rule, inputs, state, tensors, owners)
+
+    shapes = tf.RaggedTensorSpec([None, None], tf.int32)
+    return (
+        tf.function(initial_state, input_signature=[shapes]),
+        tf.function(_by_name(rule, update), input_signature=[*inputs, state, shapes]),
+    )
+
+
+def _by_name(rule, update):
+    """A function of what the rule sees, as one argument, by the names of what that is."""
+    if not rule.sees_parameters:
+        return lambda gradients, state, *shapes: update(gradients, state, *shapes)
+    return lambda gradients, parameters, state, *shapes: update(
+        levels.Inputs(gradients, parameters), state, *shapes
+    )
 
 
 def _export_for_a_tensor(rule):
@@ -35,8 +68,8 @@ def _export_for_a_tensor(rule):
     def initial_state(shape):
         return rule.initial_state([("tensor", shape)])[0]
 
-    def update(gradient, state):
-        (update,), (state,) = rule.update([gradient], [state])
+    def update(inputs, state):
+        (update,), (state,) = rule.update(levels.map_inputs(lambda of: [of], inputs), [state])
         return update, state
 
     rank = None if rule.tensor_shape is None else len(rule.tensor_shape)
@@ -48,8 +81,9 @@ def _export_for_a_tensor(rule):
             lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype),
             initial_state.get_concrete_function().structured_outputs,
         )
-        signature = [tf.TensorSpec(rule.tensor_shape, rule.dtype), state_signature]
-        update = tf.function(update, input_signature=signature)
+        inputs = [tf.TensorSpec(rule.tensor_shape, rule.dtype)] * (1 + rule.sees_parameters)
+        signature = [*inputs, state_signature]
+        update = tf.function(_by_name(rule, update), input_signature=signature)
         update.get_concrete_function()
     except Exception as error:  # A rule's own code raises anything.
         raise ValueError(

@@ -11,10 +11,9 @@ import os
 import textwrap
 
 import numpy as np
-import tensorflow as tf
 
 from l2l_tf.files import atomic, json_file
-from l2l_tf.update_rules import arrays, base, serialization
+from l2l_tf.update_rules import arrays, base, levels, serialization
 
 RULE_FILE = "rule.npz"
 FORMAT_VERSIONS = {RULE_FILE: 2, "rule.json": 1}
@@ -108,9 +107,5 @@ def _rebuild(content, path):
 def _try(rule):
     """One step of the rule, for the least that it takes."""
     for each in base.made_of(rule):
-        if each.coupling == "coordinate":
-            each.update(tf.zeros([1], each.dtype), each.initial_state(1))
-            continue
         shape = tuple(size or 1 for size in each.tensor_shape or (1,))
-        state = each.initial_state([("tensor", shape)])
-        each.update([tf.zeros(shape, each.dtype)], state)
+        levels.trial(each, ("tensor", shape), 0.0)

@@ -6,33 +6,26 @@ updates u_s alone:
     ∂L/∂u_s = Σ_{t>s} w_t ∇f(θ_t),        w_t = ∂L/∂f(θ_t)
 
 This reversed cumulative sum, the *cotangents*, needs no tape through the optimizee. What is left is
-to backpropagate the rule as a sequence model, from recorded gradients to the updates: ∂L/∂φ is the
+to backpropagate the rule as a sequence model, from recorded inputs to the updates: ∂L/∂φ is the
 derivative of Σ_s ⟨u_s(φ), cotangent_s⟩ (``UpdateRule.backpropagate``), for each part of the rule.
 For a coordinatewise one that runs on one chunk of coordinates at a time, and the segments of the
 unroll, between which the rule's state is cut, are independent too: they are run side by side, as
 more columns of the chunk.
-"""
 
-import os
+Of a rule with a control, φ reaches an update u_s on two ways: through the coordinates, given the
+controls; and through the controls c_s, which come of recorded summaries. The coordinates' backward
+pass gives the cotangents of the controls, ∂/∂c_s Σ ⟨u_s, cotangent_s⟩, and with these the control,
+a sequence model of its own, is backpropagated in the same way.
+"""
 
 import tensorflow as tf
 
 from l2l_tf import arguments
-from l2l_tf.meta_training import parts as parts_lib
-from l2l_tf.meta_training.unroll import Trajectory
-from l2l_tf.update_rules import base, compiled
-
-# Coordinates times steps that are backpropagated at once. Beside the recorded gradients and the
-# cotangents, the memory of the backward pass is proportional to it, whatever the optimizee's size
-# and the unroll length. On a CPU a chunk stays in a core's cache, and as many chunks as there are
-# cores run side by side. A GPU wants long vectors, one chunk after another.
-CHUNK_SIZE_CPU = 10_240
-CHUNK_SIZE_GPU = 4_000_000
-
-
-def _chunk_size_and_parallelism():
-    on_gpu = bool(tf.config.list_logical_devices("GPU"))
-    return (CHUNK_SIZE_GPU, 1) if on_gpu else (CHUNK_SIZE_CPU, os.cpu_count())
+from l2l_tf.engine import pieces
+from l2l_tf.engine.parts import Parts
+from l2l_tf.engine.program import Program
+from l2l_tf.engine.unroll import Trajectory
+from l2l_tf.update_rules import base, levels
 
 
 def meta_gradient(
@@ -57,8 +50,8 @@ def meta_gradient(
             coordinates are coupled, all are.
         seed: ``[2]``, of that draw.
         chunk_size: coordinates times steps in a chunk: what the backward pass takes beside the
-            recorded gradients and the cotangents. None takes 10,240 on a CPU, where each core
-            runs a chunk, and 4 million with a GPU.
+            recorded gradients and the cotangents, whatever the optimizee's size and the unroll
+            length. None takes what the device wants: see ``engine/pieces.py``.
 
     Returns:
         List of gradients, one for each of ``rule.trainable_variables``.
@@ -68,22 +61,30 @@ def meta_gradient(
             layout, or without its gradients.
     """
     _check_arguments(rule, layout, trajectory, weights, backward_fraction, seed, chunk_size)
-    gradients = trajectory.gradients[:-1]  # [T, M, N]
-    of_updates = cotangents(trajectory.gradients, weights[..., None])  # [T, M, N]
-    parts = parts_lib.parts_of(rule, layout)
-    states = parts_lib.state_by_part(rule, parts, trajectory.segment_states)
+    parts = Parts(rule, layout)
+    of_updates = parts.take(cotangents(trajectory.gradients, weights[..., None]))  # [T, M, N]
+    gradients = parts.take(trajectory.gradients[:-1])
+    visited = parts.take(trajectory.visited) if len(trajectory.visited) else gradients
+    states = parts.states(trajectory.segment_states)
     by_variable = {}
-    for index, (part, states_of_part) in enumerate(zip(parts, states)):
-        recorded = [parts_lib.take(vectors, part) for vectors in (gradients, of_updates)]
-        if part.rule.coupling != "coordinate":
-            products = _by_segment(part.rule, part.layout, recorded[0], states_of_part, recorded[1])
-        elif base.num_coordinates(part.layout) == 0:
+    for index, (of_part, of_part_layout) in enumerate(parts):
+        recorded = levels.inputs(of_part, gradients[index], visited[index])
+        if of_part.coupling != "coordinate":
+            products = _by_segment(
+                of_part, of_part_layout, recorded, states[index], of_updates[index]
+            )
+        elif base.num_coordinates(of_part_layout) == 0:
             continue
         else:
-            products = _coordinatewise(
-                part.rule, *recorded, states_of_part, backward_fraction, (seed, index), chunk_size
+            backward = _CoordinatesBackward(of_part, of_part_layout, states[index], chunk_size)
+            products = backward(
+                recorded,
+                of_updates[index],
+                trajectory.controls[index] if trajectory.controls else (),
+                backward_fraction,
+                (seed, index),
             )
-        by_variable.update(zip([id(v) for v in part.rule.trainable_variables], products))
+        by_variable.update(zip([id(v) for v in of_part.trainable_variables], products))
     # Of a rule whose group is empty, nothing depends.
     return [by_variable.get(id(v), tf.zeros(v.shape, v.dtype)) for v in rule.trainable_variables]
 
@@ -128,85 +129,141 @@ def draw_coordinates(total, drawn, seed):
     return tf.minimum(tf.cast(places * (total / drawn), tf.int32), total - 1)
 
 
-def _coordinatewise(
-    rule, gradients, of_updates, states, backward_fraction, seed_and_index, chunk_size
-):
-    """For rules whose coordinates are independent: some of them, or all, by chunks."""
-    gradients, of_updates = _of_coordinates(gradients), _of_coordinates(of_updates)  # [T, M · N]
-    if backward_fraction < 1.0:
-        seed, index = seed_and_index
-        total = gradients.shape[-1]
-        drawn = max(1, round(backward_fraction * total))
-        # Each part draws by a seed of its own.
-        seed = tf.cast(seed, tf.int64) + tf.constant([0, index << 32], tf.int64)
-        coordinates = draw_coordinates(total, drawn, seed)
-        gradients, states, of_updates = tf.nest.map_structure(
-            lambda leaf: tf.gather(leaf, coordinates, axis=-1), (gradients, states, of_updates)
+class _CoordinatesBackward:
+    """The backward pass of a coordinatewise rule: some of the coordinates, or all, by chunks.
+
+    Axes: T steps in segments of K, of M optimizees with N coordinates each; in a chunk, the
+    segments are side by side.
+    """
+
+    def __init__(self, rule, layout, states, chunk_size):
+        self.rule = rule
+        self.layout = layout
+        self.coordinates, self.control = states if rule.has_control else (states, ())
+        self.num_segments = _num_segments(states)
+        self.chunk_size = chunk_size or pieces.policy().kept
+        self.program = Program(rule)
+        self.weights = self.program.weights()  # read once: chunks are then run side by side
+
+    def __call__(self, inputs, of_updates, controls, backward_fraction, seed_and_index):
+        """∂L/∂φ, given recorded inputs and cotangents ``[T, M, N]``."""
+        num_optimizees = of_updates.shape[1]
+        inputs, of_updates = tf.nest.map_structure(_of_coordinates, (inputs, of_updates))
+        columns = inputs, self.coordinates, of_updates
+        if self.rule.has_control:
+            sizes = [base.num_coordinates([tensor]) for tensor in self.layout]
+            columns += (tf.constant(levels.owners_of(sizes * num_optimizees)),)
+        if backward_fraction < 1.0:
+            columns = _drawn(columns, backward_fraction, seed_and_index)
+        if not self.rule.has_control:
+            return self._by_chunk(*columns)
+        summaries, controls = (self._fold_control(recorded) for recorded in controls)
+        *products, of_controls = self._by_chunk(*columns, controls)
+        shapes = [shape for _, shape in self.layout]
+        by_control = self.program.backpropagate_control(
+            self.weights,
+            summaries,
+            tf.nest.map_structure(_fold_state, self.control),
+            of_controls,
+            levels.Tensors.of_shapes(shapes, self.rule.dtype, self.num_segments * num_optimizees),
         )
-        of_updates *= total / drawn
-    return _by_chunk(rule, gradients, states, of_updates, chunk_size)
+        return [a + b for a, b in zip(products, by_control)]
 
+    def _by_chunk(self, inputs, states, of_updates, *owners_and_controls):
+        """Chunk by chunk through the coordinates, those of all segments side by side.
 
-def _by_chunk(rule, gradients, states, of_updates, chunk_size):
-    """Chunk by chunk through the coordinates, those of all segments side by side."""
-    num_steps, total = gradients.shape
-    num_segments = _num_segments(states)
-    default_chunk_size, parallelism = _chunk_size_and_parallelism()
-    chunk_size = chunk_size or default_chunk_size
-    chunk = min(total, max(1, chunk_size // num_steps))
-    num_chunks = -(-total // chunk)
-    backpropagate = compiled.program(rule, rule.backpropagate)
-    rule_weights = compiled.weights(rule)  # read once: the chunks are then run side by side
+        Returns:
+            The derivatives by φ; and with controls ``[K, C, …]``, by them, one more.
+        """
+        num_steps, total = of_updates.shape
+        # Where nothing is kept of a step, a chunk is as many coordinates as if it were one.
+        is_kept = self.rule.state_depends_on_weights
+        chunk = self.chunk_size // (num_steps if is_kept else self.num_segments)
+        chunk = min(total, max(1, chunk))
+        num_chunks = -(-total // chunk)
 
-    def fold(recorded):  # [T, chunk] → [K, T / K * chunk]
-        recorded = tf.reshape(recorded, [num_segments, -1, chunk])
-        return tf.reshape(tf.transpose(recorded, [1, 0, 2]), [-1, num_segments * chunk])
+        def one_chunk(index, sums):
+            # The last chunk is moved back to end with the coordinates; what it then shares with the
+            # one before counts there only.
+            first = tf.minimum(index * chunk, total - chunk)
+            is_new = tf.cast(first + tf.range(chunk) >= index * chunk, of_updates.dtype)
+            of_chunk, starts, of_updates_chunk = tf.nest.map_structure(
+                lambda leaf: _slice_last(leaf, first, chunk), (inputs, states, of_updates)
+            )
+            arguments = [
+                self.weights,
+                tf.nest.map_structure(self._fold, of_chunk),
+                tf.nest.map_structure(_fold_state, starts),
+                self._fold(of_updates_chunk * is_new),
+            ]
+            if owners_and_controls:
+                owners, controls = owners_and_controls
+                owners = self._fold_owners(_slice_last(owners, first, chunk), controls)
+                products, by_controls = self.program.backpropagate_coordinates(
+                    *arguments, controls, owners
+                )
+                products = [*products, by_controls]
+            else:
+                products = self.program.backpropagate(*arguments)
+            return index + 1, [a + b for a, b in zip(sums, products)]
 
-    def fold_state(leaf):  # [T / K, ..., chunk] → [..., T / K * chunk]
-        rank = leaf.shape.rank
-        leaf = tf.transpose(leaf, [*range(1, rank - 1), 0, rank - 1])
-        return tf.reshape(leaf, [*leaf.shape[:-2], num_segments * chunk])
-
-    def one_chunk(index, sums):
-        # The last chunk is moved back to end with the coordinates; what it then shares with the
-        # one before counts there only.
-        first = tf.minimum(index * chunk, total - chunk)
-        is_new = tf.cast(first + tf.range(chunk) >= index * chunk, of_updates.dtype)
-        recorded, starts, of_updates_chunk = tf.nest.map_structure(
-            lambda leaf: _slice_last(leaf, first, chunk), (gradients, states, of_updates)
+        zeros = [tf.zeros(v.shape, v.dtype) for v in self.rule.trainable_variables]
+        zeros += [tf.zeros_like(controls) for controls in owners_and_controls[1:]]
+        _, sums = tf.while_loop(
+            lambda index, _: index < num_chunks,
+            one_chunk,
+            (0, zeros),
+            maximum_iterations=num_chunks,
+            parallel_iterations=pieces.policy().side_by_side,
         )
-        products = backpropagate(
-            rule_weights,
-            fold(recorded),
-            tf.nest.map_structure(fold_state, starts),
-            fold(of_updates_chunk * is_new),
-        )
-        return index + 1, [a + b for a, b in zip(sums, products)]
+        return sums
 
-    zeros = [tf.zeros(v.shape, v.dtype) for v in rule.trainable_variables]
-    _, sums = tf.while_loop(
-        lambda index, _: index < num_chunks,
-        one_chunk,
-        (0, zeros),
-        maximum_iterations=num_chunks,
-        parallel_iterations=parallelism,
+    def _fold(self, recorded):  # [T, chunk] → [K, T / K * chunk]
+        recorded = tf.reshape(recorded, [self.num_segments, -1, recorded.shape[-1]])
+        recorded = tf.transpose(recorded, [1, 0, 2])
+        return tf.reshape(recorded, [recorded.shape[0], -1])
+
+    def _fold_control(self, recorded):  # [T, C, tensors] → [K, C, T / K * tensors]
+        recorded = tf.reshape(recorded, [self.num_segments, -1, *recorded.shape[1:]])
+        recorded = tf.transpose(recorded, [1, 2, 0, 3])
+        return tf.reshape(recorded, [*recorded.shape[:2], -1])
+
+    def _fold_owners(self, owners, controls):  # [chunk] → [T / K * chunk]
+        num_tensors = controls.shape[-1] // self.num_segments
+        firsts = num_tensors * tf.range(self.num_segments)[:, None]
+        return tf.reshape(firsts + owners, [-1])
+
+
+def _drawn(columns, backward_fraction, seed_and_index):
+    """Of inputs, states, cotangents and owners, those of some coordinates; cotangents scaled up."""
+    seed, index = seed_and_index
+    total = columns[2].shape[-1]
+    drawn = max(1, round(backward_fraction * total))
+    # Each part draws by a seed of its own.
+    seed = tf.cast(seed, tf.int64) + tf.constant([0, index << 32], tf.int64)
+    coordinates = draw_coordinates(total, drawn, seed)
+    inputs, states, of_updates, *owners = tf.nest.map_structure(
+        lambda leaf: tf.gather(leaf, coordinates, axis=-1), columns
     )
-    return sums
+    return inputs, states, of_updates * (total / drawn), *owners
 
 
-def _by_segment(rule, layout, gradients, states, of_updates):
+def _by_segment(rule, layout, inputs, states, of_updates):
     """For rules whose coordinates are coupled: one optimizee and segment after another."""
     num_segments = _num_segments(states)
-    length = gradients.shape[0] // num_segments
-    backpropagate = compiled.program(rule, rule.backpropagate)
-    rule_weights = compiled.weights(rule)
+    length = of_updates.shape[0] // num_segments
+    program = Program(rule)
+    weights = program.weights()
     sums = [tf.zeros(v.shape, v.dtype) for v in rule.trainable_variables]
     for index in range(num_segments):
         steps = slice(index * length, (index + 1) * length)
         for optimizee, state in enumerate(states):
-            products = backpropagate(
-                rule_weights,
-                base.split(gradients[steps, optimizee], layout),
+            of_segment = levels.map_inputs(
+                lambda recorded, s=steps, m=optimizee: base.split(recorded[s, m], layout), inputs
+            )
+            products = program.backpropagate(
+                weights,
+                of_segment,
                 tf.nest.map_structure(lambda leaf, index=index: leaf[index], state),
                 base.split(of_updates[steps, optimizee], layout),
             )
@@ -221,6 +278,12 @@ def _num_segments(states):
 
 def _of_coordinates(recorded):  # [T, M, N] → [T, M · N]
     return tf.reshape(recorded, [recorded.shape[0], -1])
+
+
+def _fold_state(leaf):  # [T / K, ..., chunk] → [..., T / K * chunk]
+    rank = leaf.shape.rank
+    leaf = tf.transpose(leaf, [*range(1, rank - 1), 0, rank - 1])
+    return tf.reshape(leaf, [*leaf.shape[:-2], -1])
 
 
 def _slice_last(tensor, first, size):

@@ -92,9 +92,4 @@ def _make(argument, name, rules, layers, seed, **options):
     )
     # Now, not when the first validation saves it.
     serialization.serialize(rule)
-    if rule.coupling == "global":
-        raise ValueError(
-            f"Rule {name!r} has coupling 'global', so it could not be saved. Expected: "
-            "'coordinate' or 'tensor'; l2l_tf.MetaTrainer trains a rule of the other kind too."
-        )
     return rule

@@ -6,11 +6,11 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import arguments
+from l2l_tf.engine import unroll as unroll_lib
+from l2l_tf.engine.episodes import check_memory, episodes
 from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
 from l2l_tf.meta_training import trainer_checks as checks
-from l2l_tf.meta_training import unroll as unroll_lib
 from l2l_tf.meta_training.callbacks import InnerStepsPerSecond, RaiseAtDivergence
-from l2l_tf.meta_training.episodes import check_memory, episodes
 from l2l_tf.meta_training.objectives import (
     OBJECTIVES,
     check_objective,

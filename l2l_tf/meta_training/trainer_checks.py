@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import arguments
-from l2l_tf.meta_training import parts
+from l2l_tf.engine.parts import Parts
 from l2l_tf.problems.base import check_problem
 from l2l_tf.update_rules import base
 
@@ -47,7 +47,7 @@ def check_rule_and_problem(rule, problem):
 
 def check_can_draw(rule, problem, backward_fraction, second_derivatives):
     """Refuses to draw coordinates of a rule that has no coordinatewise part."""
-    can_draw = parts.has_coordinatewise_part(rule, problem.layout)
+    can_draw = Parts(rule, problem.layout).has_coordinatewise()
     if backward_fraction < 1.0 and (not can_draw or second_derivatives):
         raise ValueError(
             "`backward_fraction` below 1 needs a rule with coupling 'coordinate', or one for "

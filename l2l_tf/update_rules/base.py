@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from l2l_tf import arguments
-from l2l_tf.update_rules import arrays
+from l2l_tf.update_rules import arrays, backpropagation
 
 DTYPES = ("float32", "float64")
-COUPLINGS = ("coordinate", "tensor", "global")
+COUPLINGS = ("coordinate", "tensor")
 _IN_THE_FILE = "in the file's weights"
 # Rules made of a config without φ, by the name that it has in place of φ, which begins so.
 _AWAITING = weakref.WeakValueDictionary()
@@ -34,21 +34,29 @@ class UpdateRule(keras.layers.Layer):
 
     * ``initial_state(layout)``: the state h_0. `layout` is the number N of coordinates, or the
       list of ``(name, shape)`` of the tensors.
-    * ``update(gradients, state)``: one step, ``(updates, state)``. The updates are *added* to the
+    * ``update(inputs, state)``: one step, ``(updates, state)``. The updates are *added* to the
       parameters.
 
-    The class attribute ``coupling`` says which coordinates see each other:
+    `inputs` is what the rule sees: the gradients; or with the class attribute ``sees_parameters``,
+    ``Inputs(gradients, parameters)``, both alike. The class attribute ``coupling`` says which
+    coordinates see each other in ``update``:
 
-    * ``"coordinate"``: none do. ``gradients`` and ``updates`` are vectors ``[N]``, and every leaf
-      of the state ends in the coordinate axis, so any slice of coordinates can be run alone.
-    * ``"tensor"``: those of a tensor do. ``gradients`` and ``updates`` are lists of tensors in the
+    * ``"coordinate"``: none do. Gradients and updates are vectors ``[N]``, and every leaf of the
+      state ends in the coordinate axis, so any piece of the coordinates can be run alone.
+    * ``"tensor"``: those of a tensor do. Gradients and updates are lists of tensors in the
       layout's order, the state is a list with one state for each of them, of any structure of
       tensors of the rule's dtype, and no tensor sees another: ``update([g], [s])`` can be called
       for each by itself. In a SavedModel a shape is known at run time alone: there,
       ``initial_state`` gets it as an int32 vector. A rule that takes tensors of some shape only
       says so by the property ``tensor_shape``.
-    * ``"global"``: all do. Lists of tensors as for ``"tensor"``; the state has any structure. Such
-      a rule can be meta-trained and evaluated, but neither saved nor used in ``LearnedOptimizer``.
+
+    A coordinatewise rule may have two more levels, the tensors and the model. Then it implements
+    ``control`` too (and ``summarize`` and ``initial_control``, where it needs them), and its
+    ``update(inputs, state, controls)`` gets the controls of each coordinate's tensor. One step of
+    all is in ``update_rules/levels.py``.
+
+    If the coordinates' state is a function of the inputs alone, as moments are, say so by the class
+    attribute ``state_depends_on_weights = False``: nothing is then backpropagated through it.
 
     A rule never stops gradients: its callers decide what is differentiated. Meta-parameters are
     float32 whatever the global Keras dtype policy is, unless `dtype` says "float64" (for tests).
@@ -72,6 +80,8 @@ class UpdateRule(keras.layers.Layer):
     """
 
     coupling = "coordinate"
+    sees_parameters = False
+    state_depends_on_weights = True
     rules = ()  # that this one is made of; see ``GroupedRule``
     # What names φ in a config that leaves it to the file's weights, until these are loaded.
     awaits_weights = None
@@ -81,6 +91,11 @@ class UpdateRule(keras.layers.Layer):
         if self.coupling not in COUPLINGS:
             raise ValueError(
                 f"{type(self).__name__}.coupling must be one of {COUPLINGS}. "
+                f"Received: {self.coupling!r}"
+            )
+        if self.has_control and self.coupling != "coordinate":
+            raise ValueError(
+                f"{type(self).__name__} has a `control`, so its coupling must be 'coordinate'. "
                 f"Received: {self.coupling!r}"
             )
         super().__init__(dtype=dtype, name=name)
@@ -98,17 +113,65 @@ class UpdateRule(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement initial_state(layout).")
 
-    def update(self, gradients, state):
+    def update(self, inputs, state):
         """One step of the rule.
 
         Args:
-            gradients: a vector ``[N]``, or a list of tensors if the coordinates are coupled.
+            inputs: what the rule sees: gradients ``[N]``, or a list of tensors if the coordinates
+                are coupled; or ``Inputs`` of such.
             state: as ``initial_state`` or the step before returned it.
+            controls: only of a rule with a ``control``: ``[C, N]``, to each coordinate those of
+                its tensor.
 
         Returns:
-            ``(updates, state)``, of the same structure and shapes as the arguments.
+            ``(updates, state)``, of the same structure and shapes as gradients and state.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement update(gradients, state).")
+        raise NotImplementedError(f"{type(self).__name__} must implement update(inputs, state).")
+
+    @property
+    def has_control(self):
+        """Whether the rule has the levels above coordinates: it implements ``control``."""
+        return type(self).control is not UpdateRule.control
+
+    def initial_control(self, tensors):
+        """The control's state before the first step: any structure of leaves ``[..., K]``.
+
+        Args:
+            tensors: a ``Tensors``.
+        """
+        return ()
+
+    def summarize(self, inputs, state):
+        """What each coordinate adds to its tensor's summaries: ``[S, N]``.
+
+        Args:
+            inputs, state: as of ``update``, before the step.
+        """
+        return tf.zeros([0, tf.shape(tf.nest.flatten(inputs)[0])[0]], self.dtype)
+
+    def control(self, summaries, state, tensors):
+        """From the summaries of all tensors to the controls of each.
+
+        Args:
+            summaries: ``[S, K]``, a column a tensor. They are recorded and taken as given, as
+                gradients are: no derivative goes through them.
+            state: as of ``initial_control``.
+            tensors: a ``Tensors``: facts ``[K]``, and ``tensors.model_sum`` for what is shared by
+                all tensors of the model. (Of a rule in a ``GroupedRule``, those of its group.)
+
+        Returns:
+            ``(controls [C, K], state)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no control.")
+
+    def kernel(self):
+        """A faster ``update`` than XLA makes of it, or None.
+
+        Returns:
+            An object with ``build()``, ``can_run(state)``, and ``(weights, inputs, state)`` to
+            ``(updates, state)``; see ``native_lstm.Kernel``.
+        """
+        return None
 
     def parts(self, layout):
         """The parts that run independently of each other, each by a rule of its own.
@@ -132,37 +195,20 @@ class UpdateRule(keras.layers.Layer):
         """
         return None
 
-    def backpropagate(self, gradients, state, cotangents):
+    def backpropagate(self, inputs, state, cotangents):
         """The derivative of Σ_t ⟨u_t, cotangent_t⟩ by φ, over T steps from `state`.
 
-        By a tape over ``update``; a subclass may know a faster way.
+        By a tape over ``update``; a subclass without a control may know a faster way.
 
         Args:
-            gradients: as of ``update``, each with a leading axis T.
+            inputs: as of ``update``, each with a leading axis T.
             state: the state before the first step.
-            cotangents: of the updates; like `gradients`.
+            cotangents: of the updates; like the gradients.
 
         Returns:
             List of gradients, one for each of ``trainable_variables``.
         """
-        num_steps = tf.nest.flatten(gradients)[0].shape[0]
-        sources = [v.value for v in self.trainable_variables]
-
-        def step(t, state, inner_product):
-            at_t = [tf.nest.map_structure(lambda leaf: leaf[t], s) for s in (gradients, cotangents)]
-            updates, state = self.update(at_t[0], state)
-            products = tf.nest.map_structure(lambda u, c: tf.reduce_sum(u * c), updates, at_t[1])
-            return t + 1, state, inner_product + tf.add_n(tf.nest.flatten(products))
-
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(sources)
-            *_, inner_product = tf.while_loop(
-                lambda t, *_: t < num_steps,
-                step,
-                (0, state, tf.zeros([], self.dtype)),
-                maximum_iterations=num_steps,
-            )
-        return tape.gradient(inner_product, sources, unconnected_gradients="zero")
+        return backpropagation.of_updates(self, inputs, state, cotangents)[0]
 
     def add_weight(self, *args, **kwargs):
         weight = super().add_weight(*args, **kwargs)

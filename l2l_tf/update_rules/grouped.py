@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import arguments
-from l2l_tf.update_rules import base, serialization
+from l2l_tf.update_rules import base, levels, serialization
 
 
 @keras.saving.register_keras_serializable("l2l_tf")
@@ -67,9 +67,22 @@ class GroupedRule(base.UpdateRule):
     def initial_state(self, layout):
         return [self._initial_state_of(*tensor) for tensor in layout]
 
-    def update(self, gradients, state):
-        steps = [self._update_tensor(*tensor) for tensor in zip(gradients, state)]
-        return [update for update, _ in steps], [state for _, state in steps]
+    def update(self, inputs, state):
+        updates, states = [None] * len(state), [None] * len(state)
+        for number, rule in enumerate(self.rules):
+            places = [place for place, of_tensor in enumerate(state) if number in of_tensor]
+            if places:
+                seen = levels.map_inputs(lambda of, p=places: [of[place] for place in p], inputs)
+                if self.sees_parameters and not rule.sees_parameters:
+                    seen = seen.gradients
+                of_group = [state[place][number] for place in places]
+                for place, update, new in zip(places, *_update(rule, seen, of_group)):
+                    updates[place], states[place] = update, {number: new}
+        return updates, states
+
+    @property
+    def sees_parameters(self):
+        return any(rule.sees_parameters for rule in self.rules)
 
     def _group_of(self, name, shape):
         for number, pattern in enumerate(self.patterns):
@@ -87,18 +100,10 @@ class GroupedRule(base.UpdateRule):
     def _initial_state_of(self, name, shape):
         number = self._group_of(name, shape)
         rule = self.rules[number]
-        if rule.coupling == "coordinate":
-            return {number: rule.initial_state([(name, shape)])}
-        return {number: rule.initial_state([(name, shape)])[0]}
-
-    def _update_tensor(self, gradient, state):
-        ((number, state),) = state.items()
-        rule = self.rules[number]
-        if rule.coupling == "coordinate":
-            update, state = rule.update(tf.reshape(gradient, [-1]), state)
-            return tf.reshape(update, tf.shape(gradient)), {number: state}
-        (update,), (state,) = rule.update([gradient], [state])
-        return update, {number: state}
+        if rule.coupling != "coordinate":
+            return {number: rule.initial_state([(name, shape)])[0]}
+        tensors = levels.Tensors.of_shapes([shape], rule.dtype)
+        return {number: levels.initial_state(rule, base.num_coordinates([(name, shape)]), tensors)}
 
     @property
     def weights_to_save(self):
@@ -128,6 +133,31 @@ class GroupedRule(base.UpdateRule):
         return super().from_config({**config, "groups": groups})
 
 
+def _update(rule, inputs, states):
+    """One step of a rule for a list of tensors, each with its state: ``(updates, states)``."""
+    if rule.coupling != "coordinate":
+        return rule.update(inputs, states)
+    gradients = tf.nest.flatten(inputs)[: len(states)]
+    sizes = [gradient.shape.num_elements() for gradient in gradients]
+    seen = levels.map_inputs(base.flatten, inputs)
+    state = tf.nest.map_structure(lambda *leaves: tf.concat(leaves, axis=-1), *states)
+    tensors = levels.Tensors.of_shapes([gradient.shape for gradient in gradients], rule.dtype)
+    updates, state = levels.step(rule, seen, state, tensors, levels.owners_of(sizes))
+    updates = base.split(updates, [("", gradient.shape) for gradient in gradients])
+    ones = [1] * len(sizes)  # of a control, a column a tensor
+    of_coordinates, *of_control = state if rule.has_control else (state,)
+    split = [_split(of_coordinates, sizes), *(_split(control, ones) for control in of_control)]
+    return updates, list(zip(*split)) if rule.has_control else split[0]
+
+
+def _split(state, sizes):
+    leaves = [tf.split(leaf, sizes, axis=-1) for leaf in tf.nest.flatten(state)]
+    return [
+        tf.nest.pack_sequence_as(state, [of_leaf[k] for of_leaf in leaves])
+        for k in range(len(sizes))
+    ]
+
+
 def _checked(groups):
     """The groups as a list of pairs, each with a pattern and a rule that can be together."""
     groups = list(arguments.instance("groups", groups, Iterable, "a list of (pattern, rule)"))
@@ -142,11 +172,6 @@ def _checked(groups):
             raise TypeError(
                 f"Each rule of a GroupedRule must be an UpdateRule. Received: {rule!r} for the "
                 f"pattern {pattern!r}"
-            )
-        if rule.coupling == "global":
-            raise ValueError(
-                "The rules of a GroupedRule must have the coupling 'coordinate' or 'tensor'. "
-                f"Received: {type(rule).__name__} with coupling 'global'"
             )
     before = set()
     for pattern, rule in groups:

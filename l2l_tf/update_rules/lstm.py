@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import arguments, preprocessing
-from l2l_tf.update_rules import base, lstm_cells
+from l2l_tf.update_rules import base, lstm_cells, native_lstm
 from l2l_tf.update_rules.lstm_stack import LSTMStack
 
 
@@ -46,6 +46,11 @@ class LSTMRule(LSTMStack):
         outputs, layers = self.run_layers(features, layers)  # [1, N]
         return self.postprocess(outputs[0]), (layers, moments)
 
+    def kernel(self):
+        # A subclass with a step of its own has another.
+        changes = type(self).update, type(self).run_layers
+        return native_lstm.Kernel(self) if changes == _OF_KERNEL else None
+
     def backpropagate(self, gradients, state, cotangents):
         """As of ``UpdateRule``, by hand: see ``lstm_cells``."""
         layers, moments = state
@@ -75,6 +80,9 @@ class LSTMRule(LSTMStack):
             layers,
             output_cotangent,
         )
+
+
+_OF_KERNEL = LSTMRule.update, LSTMRule.run_layers
 
 
 @keras.saving.register_keras_serializable("l2l_tf")

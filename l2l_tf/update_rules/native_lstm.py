@@ -8,85 +8,66 @@ import tensorflow as tf
 
 from l2l_tf.native import library
 from l2l_tf.update_rules import lstm_cells, xla
-from l2l_tf.update_rules.lstm import LSTMRule
 
 # Coordinates from which on the features take less time as an XLA program: below, TensorFlow's
 # kernels are as fast, and need no program for each size.
 XLA_PAYS = 16_384
 
 
-def can_run(rule, state=()):
-    """Whether the kernel computes ``rule.update`` here: on this machine, in this graph."""
-    return (
-        isinstance(rule, LSTMRule)
-        and type(rule).update is LSTMRule.update
-        and type(rule).run_layers is LSTMRule.run_layers
-        and len(rule.variables) == 2 * len(rule.layers) + 2  # kernels, biases, head and its bias
-        and rule.dtype == "float32"
-        and {leaf.dtype for leaf in tf.nest.flatten(state)} <= {tf.float32, tf.bfloat16}
-        and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
-        and not xla.is_compiling()
-        and library.load() is not None
-    )
+class Kernel:
+    """``update`` of an LSTM rule, for a state whose leaves are all float32 or all bfloat16.
 
-
-def program(rule):
-    """One step of a rule that ``can_run``.
-
-    Returns:
-        Function of the rule's weights, gradients ``[N]`` and state, whose leaves are all float32 or
-        all bfloat16; to ``(updates, state)``, in the same dtype.
+    Args:
+        rule: an ``LSTMRule``.
     """
-    of_pieces = program_of_pieces(rule)
 
-    def run(weights, gradients, state):
-        updates, (leaves,) = of_pieces(weights, gradients, [tf.nest.flatten(state)])
-        return updates, tf.nest.pack_sequence_as(state, leaves)
+    def __init__(self, rule):
+        self._rule = rule
+        self._steps, self._features = {}, {}  # by N: one function for all would look like retracing
 
-    return run
+    def build(self):
+        """Compiles the kernel, once a machine."""
+        library.build()
 
+    def can_run(self, state=()):
+        """Whether the kernel computes ``rule.update`` here: on this machine, in this graph."""
+        rule = self._rule
+        return (
+            len(rule.variables) == 2 * len(rule.layers) + 2  # kernels, biases, head and its bias
+            and rule.dtype == "float32"
+            and {leaf.dtype for leaf in tf.nest.flatten(state)} <= {tf.float32, tf.bfloat16}
+            and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+            and not xla.is_compiling()
+            and library.load(may_build=False) is not None
+        )
 
-def program_of_pieces(rule):
-    """One step for the coordinates of several pieces, whose states are neither joined nor split.
+    def __call__(self, weights, gradients, state):
+        """``(updates, state)``, given the rule's weights."""
+        key = gradients.shape[0], xla.watches_operations()
+        if key not in self._steps:  # pieces of a size share its graph
+            self._steps[key] = tf.function(self._step, autograph=False)
+        return self._steps[key](weights, gradients, state)
 
-    Returns:
-        Function of the rule's weights, gradients ``[N]``, and for each piece the leaves of its
-        state; to the updates ``[N]`` and for each piece the new leaves.
-    """
-    compiled_features = {}  # by N: one function for all would look to TensorFlow like retracing
-
-    def features_of(gradients, moments):
-        cast = [tf.cast(leaf, rule.dtype) for leaf in moments]
-        structure = rule.initial_moments(1)
-        features, new = rule.preprocess(gradients, tf.nest.pack_sequence_as(structure, cast))
-        return features, [tf.cast(m, old.dtype) for m, old in zip(tf.nest.flatten(new), moments)]
-
-    def run(weights, gradients, pieces):
-        size, preprocess = gradients.shape[0], features_of
+    def _step(self, weights, gradients, state):
+        layers, moments = state
+        preprocess, size = self._preprocess, gradients.shape[0]
         if size >= XLA_PAYS:
-            if size not in compiled_features:
-                compiled_features[size] = xla.program(features_of)
-            preprocess = compiled_features[size]
-        num_of_layers = 2 * len(rule.layers)  # leaves; what follows are moments
-        of_moments = zip(*[leaves[num_of_layers:] for leaves in pieces])
-        moments = [tf.concat(leaves, axis=-1) for leaves in of_moments]
+            if size not in self._features:
+                self._features[size] = xla.program(self._preprocess)
+            preprocess = self._features[size]
         features, moments = preprocess(gradients, moments)
-        states = [leaf for leaves in pieces for leaf in leaves[:num_of_layers]]
-        outputs, states = _run_layers(rule, weights, features, states)
-        sizes = [leaves[0].shape[-1] for leaves in pieces]
-        moments = [tf.split(leaf, sizes, axis=-1) for leaf in moments]
-        new_pieces = [
-            states[index * num_of_layers : (index + 1) * num_of_layers]
-            + [leaf[index] for leaf in moments]
-            for index in range(len(pieces))
-        ]
-        return rule.postprocess(outputs[0]), new_pieces
+        outputs, leaves = _run_layers(self._rule, weights, features, tf.nest.flatten(layers))
+        layers = tf.nest.pack_sequence_as(layers, leaves)
+        return self._rule.postprocess(outputs[0]), (layers, moments)
 
-    return run
+    def _preprocess(self, gradients, moments):
+        cast = tf.nest.map_structure(lambda leaf: tf.cast(leaf, self._rule.dtype), moments)
+        features, new = self._rule.preprocess(gradients, cast)
+        return features, tf.nest.map_structure(lambda m, old: tf.cast(m, old.dtype), new, moments)
 
 
 def _run_layers(rule, weights, features, states):
-    """``rule.run_layers`` by the kernel, for the hidden and cell of all layers of all pieces."""
+    """``rule.run_layers`` by the kernel, for the hidden and cell of all layers."""
     outputs, new_states = library.load().l2l_lstm_step(features, weights, states)
     outputs.set_shape([rule.num_outputs, features.shape[1]])
     for new, old in zip(new_states, states):

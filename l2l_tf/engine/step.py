@@ -1,0 +1,349 @@
+"""One step of a rule: of a coordinatewise one in pieces, of a coupled one tensor by tensor.
+
+The coordinates of all tensors that a rule takes are one vector, cut into pieces whatever tensors
+they are of; each piece has a state of its own, which its step replaces as a whole, without a copy.
+What a rule needs beside (features, gates, the new state) is larger than the state itself: few
+pieces are held at once.
+
+``ModelStep`` is what an optimizer has; an unroll takes the same steps, by ``CoordinatesStep``.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from l2l_tf.engine import pieces
+from l2l_tf.engine.parts import Parts
+from l2l_tf.engine.program import Program
+from l2l_tf.update_rules import levels
+
+
+class ModelStep:
+    """One step of a rule for the variables of a model, each of its parts by itself.
+
+    A *state* here is a list, for each part what its step has for one.
+
+    Args:
+        rule: an ``UpdateRule``.
+        layout: list of ``(name, shape)`` of the variables.
+    """
+
+    def __init__(self, rule, layout):
+        parts = Parts(rule, layout)
+        self._layout = layout
+        self._indices = [part.indices for part in parts.parts]
+        self._steps = [
+            CoordinatesStep(rule, of_part, most=pieces.policy().most)
+            if rule.coupling == "coordinate"
+            else TensorsStep(rule, of_part)
+            for rule, of_part in parts
+        ]
+
+    def initial_state(self, make):
+        """The state before the first step.
+
+        Args:
+            make: function of a shape, an initializer, and a name, to a leaf.
+        """
+        return [
+            step.initial_state(lambda *args, name, p=p: make(*args, name=f"part_{p}_{name}"))
+            for p, step in enumerate(self._steps)
+        ]
+
+    def __call__(self, present, gradients, parameters, state, assign):
+        """Takes a step of some of the variables.
+
+        Args:
+            present: their indices in the layout, increasing.
+            gradients: for each, of its shape and the rule's dtype.
+            parameters: alike, its value; read by rules that see parameters.
+            state: with ``tf.Variable`` as leaves.
+            assign: function of a variable and a value.
+
+        Returns:
+            List of updates, like the gradients or flat.
+        """
+        updates = dict.fromkeys(present)
+        of_variable = {i: (g, p) for i, g, p in zip(present, gradients, parameters)}
+        for indices, step, variables in zip(self._indices, self._steps, state):
+            places = [place for place, i in enumerate(indices) if i in of_variable]
+            if not places:
+                continue
+            some = [of_variable[indices[place]] for place in places]
+            inputs = levels.inputs(step.rule, *map(list, zip(*some)))
+            values = tf.nest.map_structure(tf.convert_to_tensor, variables)
+            if len(places) == len(indices):
+                steps, values = step.run(inputs, values)
+            else:  # the others' state stays
+                steps, values = _run_some(step, places, inputs, values)
+            for variable, value in zip(tf.nest.flatten(variables), tf.nest.flatten(values)):
+                assign(variable, value)
+            updates |= {indices[place]: update for place, update in zip(places, steps)}
+        return list(updates.values())
+
+    def rules_at_rest(self):
+        """The learned rules of the rule that make no step, tried for a few, each on a tensor."""
+        at_rest = []
+        for indices, step in zip(self._indices, self._steps):
+            tensors = [self._layout[i] for i in indices if math.prod(self._layout[i][1])]
+            if tensors and step.rule.trainable_variables:
+                smallest = min(tensors, key=lambda tensor: math.prod(tensor[1]))
+                if not any(map(np.any, levels.trial(step.rule, smallest, 1.0, num_steps=3))):
+                    at_rest.append(step.rule)
+        return at_rest
+
+    def slices(self, state):
+        """Where the state of each of the layout's tensors is.
+
+        Returns:
+            For each tensor, for each leaf, a list of ``(leaf of the state, start, size)`` along the
+            last axis; a start of None is all of a leaf of any shape.
+        """
+        of_tensors = [None] * len(self._layout)
+        for indices, step, of_part in zip(self._indices, self._steps, state):
+            for place, index in enumerate(indices):
+                of_tensors[index] = step.slices(of_part, place)
+        return of_tensors
+
+    def of_tensors(self, leaves):
+        """The state, given for one tensor of the layout after another its leaves, whole."""
+        leaves, states = iter(leaves), [None] * len(self._layout)
+        places = {
+            index: (step, place)
+            for indices, step in zip(self._indices, self._steps)
+            for place, index in enumerate(indices)
+        }
+        for index, (step, place) in sorted(places.items(), key=lambda item: item[0]):
+            structure = step.structure(place)
+            values = list(itertools.islice(leaves, len(tf.nest.flatten(structure))))
+            states[index] = tf.nest.pack_sequence_as(structure, values)
+        return [
+            step.of_tensors([states[index] for index in indices])
+            for indices, step in zip(self._indices, self._steps)
+        ]
+
+
+def _run_some(step, places, inputs, state):
+    """A step of some of the tensors alone, and the state of all after it."""
+    states, some = step.by_tensor(state), step.only(places)
+    updates, new = some.run(inputs, some.of_tensors([states[place] for place in places]))
+    for place, of_tensor in zip(places, some.by_tensor(new)):
+        states[place] = of_tensor
+    return updates, step.of_tensors(states)
+
+
+class CoordinatesStep:
+    """One step of a coordinatewise rule, compiled.
+
+    Its state is a pair: those of the pieces, a list; and that of the control, () without one.
+
+    Args:
+        rule: an ``UpdateRule`` with the coupling "coordinate".
+        layout: list of ``(name, shape)`` of its tensors.
+        num_models: models with these tensors side by side, whose coordinates follow each other.
+        most: coordinates in a piece, at most; None for as many pieces as run side by side.
+    """
+
+    def __init__(self, rule, layout, num_models=1, most=None):
+        shapes = [tuple(shape) for _, shape in layout]
+        self.rule = rule
+        self.program = Program(rule)
+        self.sizes = [math.prod(shape) for shape in shapes] * num_models
+        self.piece_sizes = pieces.cut(sum(self.sizes), most)
+        self.tensors = levels.Tensors.of_shapes(shapes, rule.dtype, num_models)
+        with tf.init_scope():  # no constant of a graph
+            self.owners = tf.constant(levels.owners_of(self.sizes)) if rule.has_control else None
+        self._layout, self._most = layout, most
+        self._runs_of_tensors = [[] for _ in self.sizes]
+        self._runs_of_pieces = [[] for _ in self.piece_sizes]
+        for run in pieces.runs(self.sizes, self.piece_sizes):
+            self._runs_of_tensors[run.tensor].append(run)
+            self._runs_of_pieces[run.piece].append(run)
+
+    def initial_state(self, make):
+        """See ``ModelStep``."""
+        of_pieces = [
+            _made(lambda size=size: self.rule.initial_state(size), make, f"piece_{piece}_state")
+            for piece, size in enumerate(self.piece_sizes)
+        ]
+        if not self.rule.has_control:
+            return of_pieces, ()
+        return of_pieces, _made(lambda: self.rule.initial_control(self.tensors), make, "control")
+
+    def run(self, inputs, state):
+        """``(updates, state)``, for inputs and to updates that are lists, one for each tensor."""
+        vectors = tf.nest.map_structure(lambda tensor: tf.reshape(tensor, [-1]), inputs)
+
+        def take(piece):
+            return levels.map_inputs(lambda of_all: self._of_piece(of_all, piece), vectors)
+
+        updates, state, _ = self.advance(self.program.weights(), take, state)
+        return [self._of_tensor(updates, tensor) for tensor in range(len(self.sizes))], state
+
+    def advance(self, weights, take, state):
+        """One step of all pieces.
+
+        Args:
+            weights: of ``program.weights()``.
+            take: function of a piece's number to its inputs, vectors.
+            state: see the class.
+
+        Returns:
+            ``(updates, state, (summaries [S, K], controls [C, K]))``, the updates a list, one for
+            each piece; and () for the last without a control.
+        """
+        of_pieces, control = state
+        recorded, of_all = (), [()] * len(of_pieces)
+        if self.rule.has_control:
+            owners = tf.split(self.owners, self.piece_sizes)
+            summaries = self._summaries(weights, take, of_pieces, owners)
+            controls, control = self.program.control(weights, summaries, control, self.tensors)
+            recorded, of_all = (summaries, controls), [(controls, of) for of in owners]
+        updates, new = self._update_pieces(weights, take, of_pieces, of_all)
+        return updates, (new, control), recorded
+
+    def _summaries(self, weights, take, of_pieces, owners):
+        of_pieces = [
+            self.program.summarize(weights, take(piece), state, owners[piece], self.tensors)
+            for piece, state in enumerate(of_pieces)
+        ]
+        return tf.stop_gradient(tf.add_n(of_pieces))
+
+    def _update_pieces(self, weights, take, of_pieces, controls_and_owners):
+        at_once, finished = pieces.policy().side_by_side, []
+        updates, states = [], []
+        for piece, state in enumerate(of_pieces):
+            # As many at once as cores: the memory that one needs goes to the next.
+            waits_for = [finished[piece - at_once]] if piece >= at_once else []
+            with tf.control_dependencies(waits_for):
+                inputs = tf.nest.map_structure(tf.stop_gradient, take(piece))
+            update, state = self.program.update(weights, inputs, state, *controls_and_owners[piece])
+            finished.append(tf.identity(update))  # a function, inlined, would not be waited for
+            updates.append(update)
+            states.append(state)
+        return updates, states
+
+    def by_tensor(self, state):
+        """For each tensor the state of its coordinates; with a control, a pair with its column."""
+        of_pieces, control = state
+        by_leaf = list(zip(*map(tf.nest.flatten, of_pieces)))
+        of_tensors = [
+            tf.nest.pack_sequence_as(of_pieces[0], [self._of_tensor(leaf, k) for leaf in by_leaf])
+            for k in range(len(self.sizes))
+        ]
+        if not self.rule.has_control:
+            return of_tensors
+        return [
+            (of_tensor, tf.nest.map_structure(lambda leaf, k=k: leaf[..., k : k + 1], control))
+            for k, of_tensor in enumerate(of_tensors)
+        ]
+
+    def of_tensors(self, states):
+        """The inverse of ``by_tensor``."""
+        control = ()
+        if self.rule.has_control:
+            states, columns = zip(*states)
+            control = tf.nest.map_structure(lambda *leaves: tf.concat(leaves, axis=-1), *columns)
+        by_leaf = list(zip(*map(tf.nest.flatten, states)))
+        of_pieces = [
+            tf.nest.pack_sequence_as(states[0], [self._of_piece(leaf, p) for leaf in by_leaf])
+            for p in range(len(self.piece_sizes))
+        ]
+        return of_pieces, control
+
+    def slices(self, state, tensor):
+        """See ``ModelStep``."""
+        of_pieces, control = state
+        runs = [(run.piece, run.place, run.size) for run in self._runs_of_tensors[tensor]]
+        by_leaf = zip(*map(tf.nest.flatten, of_pieces))
+        found = [
+            [(leaf[piece], *place) for piece, *place in runs or [(0, 0, 0)]] for leaf in by_leaf
+        ]
+        return found + [[(leaf, tensor, 1)] for leaf in tf.nest.flatten(control)]
+
+    def structure(self, tensor):
+        """A state like those of ``by_tensor``, of any size."""
+        with tf.init_scope():
+            return levels.initial_state(self.rule, 1, self.tensors)
+
+    def only(self, tensors):
+        """The step of some of the tensors alone."""
+        return CoordinatesStep(self.rule, [self._layout[k] for k in tensors], most=self._most)
+
+    def _of_tensor(self, of_pieces, tensor):
+        runs = self._runs_of_tensors[tensor]
+        return _joined([(of_pieces[run.piece], run.place, run.size) for run in runs], of_pieces)
+
+    def _of_piece(self, of_tensors, piece):
+        runs = self._runs_of_pieces[piece]
+        return _joined([(of_tensors[run.tensor], run.start, run.size) for run in runs], of_tensors)
+
+
+class TensorsStep:
+    """One step of a rule with the coupling "tensor", tensor by tensor. The state is a list."""
+
+    def __init__(self, rule, layout):
+        self.rule = rule
+        self.program = Program(rule)
+        self._layout = layout
+
+    def initial_state(self, make):
+        """See ``ModelStep``."""
+        return [
+            _made(lambda tensor=tensor: self.rule.initial_state([tensor])[0], make, f"tensor_{k}")
+            for k, tensor in enumerate(self._layout)
+        ]
+
+    def run(self, inputs, state):
+        """``(updates, state)``, of lists, one for each tensor."""
+        weights, updates, states = self.program.weights(), [], []
+        for k, of_tensor in enumerate(state):
+            alone = levels.map_inputs(lambda tensors, k=k: [tf.stop_gradient(tensors[k])], inputs)
+            (update,), (of_tensor,) = self.program.update(weights, alone, [of_tensor])
+            updates.append(update)
+            states.append(of_tensor)
+        return updates, states
+
+    def by_tensor(self, state):
+        return list(state)
+
+    def of_tensors(self, states):
+        return states
+
+    def slices(self, state, tensor):
+        return [[(leaf, None, None)] for leaf in tf.nest.flatten(state[tensor])]
+
+    def structure(self, tensor):
+        with tf.init_scope():
+            return self.rule.initial_state([self._layout[tensor]])[0]
+
+    def only(self, tensors):
+        return TensorsStep(self.rule, [self._layout[k] for k in tensors])
+
+
+def _made(initial_state, make, name):
+    """A state whose leaves are made by ``make(shape, initializer, name=…)``."""
+    with tf.init_scope():
+        structure = initial_state()
+
+    def leaf_of(index, leaf):
+        def initializer(shape, dtype):
+            return tf.cast(tf.nest.flatten(initial_state())[index], dtype)
+
+        return make(leaf.shape.as_list(), initializer, name=f"{name}_{index}")
+
+    leaves = [leaf_of(index, leaf) for index, leaf in enumerate(tf.nest.flatten(structure))]
+    return tf.nest.pack_sequence_as(structure, leaves)
+
+
+def _joined(slices, like):
+    """``(vector, start, size)`` of several, along the last axis, as one vector."""
+    parts = [
+        vector if size == vector.shape[-1] else vector[..., start : start + size]
+        for vector, start, size in slices
+    ]
+    if not parts:
+        return like[0][..., :0]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=-1)

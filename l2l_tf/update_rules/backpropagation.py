@@ -1,0 +1,115 @@
+"""Backpropagation through a rule, from what an unroll has recorded, by a tape.
+
+What serves every rule; one that knows a faster way overrides ``UpdateRule.backpropagate``.
+"""
+
+import tensorflow as tf
+
+from l2l_tf.update_rules import levels
+
+
+def of_updates(rule, inputs, state, cotangents, controls=None, owners=None):
+    """The derivative of Σ_t ⟨u_t, cotangent_t⟩, over T steps from `state`.
+
+    Args:
+        rule: ``UpdateRule``.
+        inputs: what the rule sees, each with a leading axis T.
+        state: of the coordinates, before the first step.
+        cotangents: of the updates; like the gradients.
+        controls: of a rule with a control, ``[T, C, K]``.
+        owners: the tensor of each coordinate, int32 ``[N]``.
+
+    Returns:
+        ``(by φ, by the controls)``: a list, one for each of ``trainable_variables``; and
+        ``[T, C, K]``, or None without a control.
+    """
+    num_steps = tf.nest.flatten(cotangents)[0].shape[0]
+    weights = [v.value for v in rule.trainable_variables]
+
+    def inner_product(t, state, *of_step):
+        """⟨u_t, cotangent_t⟩ and the state after the step."""
+        inputs_at_t, cotangents_at_t = _at(t, (inputs, cotangents))
+        spread = [levels.spread(control, owners) for control in of_step]
+        updates, state = rule.update(inputs_at_t, state, *spread)
+        products = tf.nest.map_structure(
+            lambda u, c: tf.reduce_sum(u * c), updates, cotangents_at_t
+        )
+        return tf.add_n(tf.nest.flatten(products)), state
+
+    if rule.state_depends_on_weights:
+        return _through_time(num_steps, inner_product, state, weights, controls)
+    return _step_by_step(num_steps, inner_product, state, weights, controls)
+
+
+def of_control(rule, summaries, state, cotangents, tensors):
+    """The derivative of Σ_t ⟨controls_t, cotangent_t⟩ by φ, over T steps from `state`.
+
+    Args:
+        rule: an ``UpdateRule`` with a control.
+        summaries: ``[T, S, K]``.
+        state: of the control, before the first step.
+        cotangents: of the controls, ``[T, C, K]``.
+        tensors: ``Tensors``.
+    """
+
+    def inner_product(t, state):
+        summaries_at_t, cotangents_at_t = _at(t, (summaries, cotangents))
+        controls, state = rule.control(summaries_at_t, state, tensors)
+        return tf.reduce_sum(controls * cotangents_at_t), state
+
+    weights = [v.value for v in rule.trainable_variables]
+    return _through_time(cotangents.shape[0], inner_product, state, weights, None)[0]
+
+
+def _through_time(num_steps, inner_product, state, weights, controls):
+    """Backpropagation through time, on a tape of all steps."""
+    sources = weights if controls is None else [*weights, controls]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(sources)
+        # The derivative of an index into a tensor is as large as the tensor, each step; that of a
+        # read from an array is one write.
+        arrays = [] if controls is None else [_array(controls).unstack(controls)]
+
+        def step(t, state, total):
+            of_step, state = inner_product(t, state, *[array.read(t) for array in arrays])
+            return t + 1, state, total + of_step
+
+        *_, total = tf.while_loop(
+            lambda t, *_: t < num_steps,
+            step,
+            (0, state, tf.zeros([], weights[0].dtype if weights else controls.dtype)),
+            maximum_iterations=num_steps,
+        )
+    products = tape.gradient(total, sources, unconnected_gradients="zero")
+    return products[: len(weights)], None if controls is None else products[-1]
+
+
+def _step_by_step(num_steps, inner_product, state, weights, controls):
+    """Where the state does not depend on φ, steps are independent, and nothing is kept of them."""
+
+    def step(t, state, sums, by_controls):
+        of_step = [] if controls is None else [controls[t]]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*weights, *of_step])
+            product, state = inner_product(t, state, *of_step)
+        products = tape.gradient(product, [*weights, *of_step], unconnected_gradients="zero")
+        sums = [a + b for a, b in zip(sums, products)]
+        by_controls = [array.write(t, products[-1]) for array in by_controls]
+        return t + 1, state, sums, by_controls
+
+    arrays = [] if controls is None else [_array(controls)]
+    _, _, sums, by_controls = tf.while_loop(
+        lambda t, *_: t < num_steps,
+        step,
+        (0, state, [tf.zeros(w.shape, w.dtype) for w in weights], arrays),
+        maximum_iterations=num_steps,
+    )
+    return sums, by_controls[0].stack() if by_controls else None
+
+
+def _array(controls):
+    return tf.TensorArray(controls.dtype, controls.shape[0], element_shape=controls.shape[1:])
+
+
+def _at(t, structures):
+    return tf.nest.map_structure(lambda leaf: leaf[t], structures)
