@@ -8,7 +8,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-from l2l_tf import arguments, saving
+from l2l_tf import arguments, hooks, saving
 from l2l_tf.engine.step import ModelStep
 from l2l_tf.optimizer_state import OptimizerState
 from l2l_tf.update_rules import base
@@ -19,7 +19,7 @@ STATE_DTYPES = ("float32", "bfloat16", "float64")
 
 
 @keras.saving.register_keras_serializable("l2l_tf")
-class LearnedOptimizer(keras.optimizers.Optimizer):
+class LearnedOptimizer(hooks.AllVariablesOptimizer):
     """Trains a Keras model with an update rule, learned or hand-designed.
 
     The rule sees the gradients of all variables, in float32, and for each coordinate, or each
@@ -126,6 +126,7 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
             name=name,
             **kwargs,
         )
+        self._check_weight_decay()
         self.rule = rule
         self.state_dtype = state_dtype
         self._not_decayed = ()  # names, for the config
@@ -171,14 +172,14 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
     def _build(self, variables):
         self._check_restored(variables)
         # The rule never sees a variable whose gradient is its next value.
-        seen = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
+        seen = [v for v in variables if not self._is_overwritten(v)]
         layout = [(_name(variable), tuple(variable.shape)) for variable in seen]
         step = ModelStep(self.rule, layout)
         super().build(variables)
         self._skipped_steps = self.add_variable(
             shape=(), initializer="zeros", dtype="int64", name="skipped_steps"
         )
-        self._places = {self._get_variable_index(v): place for place, v in enumerate(seen)}
+        self._places = {self._index_of(v): place for place, v in enumerate(seen)}
         names = [name for name, _ in layout]
         self._state = OptimizerState(step, self.state_dtype, names, self._restored or None)
         self._restored = []
@@ -200,31 +201,16 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
     def variables(self):
         return [*super().variables, *(self._state.leaves if self._state else [])]
 
-    def _apply_weight_decay(self, variables):
-        """Nothing: weight decay is a part of the step, so that a skipped step skips it."""
-
-    def _distributed_tf_update_step(self, distribution, grads_and_vars, learning_rate):
-        # Keras' private hook, after the gradients of all replicas are summed: all variables at
-        # once, where `update_step`, which a Keras without this hook would call, sees one. The
-        # first variable stands for the replica that the step is for.
-        gradients, variables = zip(*grads_and_vars)
-        distribution.extended.update(
-            variables[0],
-            lambda _, *args: self._step(*args),
-            args=(*self._of_variables(variables), list(gradients), learning_rate),
-            group=False,
-        )
-
     def update_step(self, gradient, variable, learning_rate):
-        self._step(*self._of_variables([variable]), [gradient], learning_rate)
+        self._step(*self._arguments_of_step([variable]), [gradient], learning_rate)
 
-    def _of_variables(self, variables):
+    def _arguments_of_step(self, variables):
         """``(skipped_steps, variables, index and weight decay of each, state)``."""
         decays = [
-            self.weight_decay_scale * (self.weight_decay or 0.0) * self._use_weight_decay(variable)
+            self.weight_decay_scale * (self.weight_decay or 0.0) * self._is_decayed(variable)
             for variable in variables
         ]
-        indices = [self._get_variable_index(variable) for variable in variables]
+        indices = [self._index_of(variable) for variable in variables]
         return self._skipped_steps.value, list(variables), indices, decays, self._state.pieces
 
     def _step(self, skipped_steps, variables, indices, decays, state, gradients, learning_rate):
@@ -307,7 +293,7 @@ class LearnedOptimizer(keras.optimizers.Optimizer):
     def get_config(self):
         config = super().get_config()
         config["rule"] = keras.saving.serialize_keras_object(self.rule)
-        if _weights_go_to_the_file():
+        if hooks.writes_keras_file():
             self.rule.leave_weights_to_the_file(config["rule"]["config"])
         config["state_dtype"] = self.state_dtype
         if self._not_decayed:
@@ -377,14 +363,3 @@ def _all_finite(gradients):
     if len(small) > 1:
         small = [tf.concat([tf.reshape(g, [-1]) for g in small], axis=0)]
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in small + large])
-
-
-def _weights_go_to_the_file():
-    """Whether Keras is writing a ``.keras`` file: a config, and the weights of all beside it."""
-    # Private: without it, the config has the rule's weights too, and a message of Keras' that
-    # quotes the config is a long one.
-    try:
-        from keras.src.backend.common import global_state
-    except ImportError:
-        return False
-    return global_state.get_global_attribute("shared_objects/id_to_config_map") is not None

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from l2l_tf import update_rules
+from l2l_tf import hooks, update_rules
 from l2l_tf.engine.episodes import episode_seed, windows
 from l2l_tf.evaluation.learning_curves import Arena
 from l2l_tf.meta_training.trainer import MetaTrainer
-from l2l_tf.problems import Ensemble, KerasProblem, base, datasets, keras_hooks
+from l2l_tf.problems import Ensemble, KerasProblem, base, datasets
 
 SEED, OTHER = tf.constant([1, 2], tf.int64), tf.constant([1, 3], tf.int64)
 layers = keras.layers
@@ -341,7 +341,7 @@ def test_constant_weights_are_noted():
 
 
 def test_constant_weights_are_no_seed_where_tensorflow_hides_its_own(monkeypatch):
-    monkeypatch.setattr(keras_hooks, "_tensorflow_context", lambda: None)
+    monkeypatch.setattr(hooks, "_tensorflow_context", lambda: None)
     with pytest.warns(UserWarning, match="the same initial weights each time"):
         problem(
             lambda: keras.Sequential(
@@ -399,23 +399,23 @@ def test_a_seed_generator_that_belongs_to_no_layer_is_a_function_of_our_seeds():
 
 def test_hooks_put_back_what_they_found():
     keras.random.normal([1])  # makes Keras' generator of this thread
-    before = keras_hooks._thread_state()["global_seed_generator"]
-    with keras_hooks.seed_generator(None):
+    before = hooks._thread_state()["global_seed_generator"]
+    with hooks.seed_generator(None):
         keras.backend.clear_session()
         keras.random.normal([1])
-    assert keras_hooks._thread_state()["global_seed_generator"] is before
+    assert hooks._thread_state()["global_seed_generator"] is before
 
     # Two threads inline functions; the one that came first ends first.
     function = type(tf.function(lambda: None))
     call, first_is_within, first_ends = function.__call__, threading.Event(), threading.Event()
 
     def first():
-        with keras_hooks.functions_inlined():
+        with hooks.functions_inlined():
             first_is_within.set()
             first_ends.wait()
 
     def second():
-        with keras_hooks.functions_inlined():
+        with hooks.functions_inlined():
             threads[0].join()
 
     threads = [threading.Thread(target=run) for run in (first, second)]
@@ -443,7 +443,7 @@ def test_settings_of_the_callers_thread_hold_where_models_are_built():
     )
     assert np.abs(parameters[0]).max() > 0
     # And the settings of the thread that builds are as before.
-    with keras_hooks.settings_in_this_thread({"dtype_policy": keras.DTypePolicy("float64")}):
+    with hooks.settings_in_this_thread({"dtype_policy": keras.DTypePolicy("float64")}):
         assert keras.config.dtype_policy().name == "float64"
     assert keras.config.dtype_policy().name == "float32"
 

@@ -10,6 +10,7 @@ import json
 import keras
 import tensorflow as tf
 
+from l2l_tf import hooks
 from l2l_tf.update_rules import backpropagation, levels, xla
 
 # Of a rule's config, what says nothing of its programs.
@@ -135,7 +136,7 @@ class _Compiled:
         # One function for all shapes would look to TensorFlow like retracing. And what is made
         # while operations are watched is not for later.
         shapes = [(tuple(leaf.shape), leaf.dtype) for leaf in tf.nest.flatten(args)]
-        key = function, xla.watches_operations(), *static.items(), *shapes
+        key = function, hooks.watches_operations(), *static.items(), *shapes
         if key not in self._functions:
             self._functions[key] = self._program(function, static)
         return self._functions[key](weights, *args)

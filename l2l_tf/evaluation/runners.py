@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf import hooks
 from l2l_tf.engine import unroll as unroll_lib
 from l2l_tf.optimizer import LearnedOptimizer
 from l2l_tf.update_rules import UpdateRule
@@ -157,7 +158,7 @@ def fresh_copy(optimizer):
             "through a config: use a keras.optimizers.schedules.LearningRateSchedule."
         ) from error
     for old, new in zip(_with_inner(optimizer), _with_inner(copy)):
-        _copy_weight_decay(old, new)
+        hooks.copy_weight_decay(old, new)
     return copy
 
 
@@ -168,18 +169,6 @@ def _with_inner(optimizer):
         yield from _with_inner(optimizer.inner_optimizer)
     for of_some in getattr(optimizer, "optimizers", []):  # of a MultiOptimizer
         yield from _with_inner(of_some)
-
-
-def _copy_weight_decay(optimizer, copy):
-    """Which variables weight decay leaves out: Keras' configs lack that."""
-    if getattr(optimizer, "_exclude_from_weight_decay", None):
-        raise ValueError(
-            f"Optimizer {optimizer.name!r} excludes variables of one model from weight decay, and "
-            "each optimizee has others. Name them instead: optimizer."
-            "exclude_from_weight_decay(var_names=[...])."
-        )
-    if hasattr(optimizer, "_exclude_from_weight_decay_pattern"):
-        copy._exclude_from_weight_decay_pattern = optimizer._exclude_from_weight_decay_pattern
 
 
 def _of_optimizee(structure, m):

@@ -4,7 +4,7 @@ import weakref
 
 import tensorflow as tf
 
-from l2l_tf import arguments
+from l2l_tf import arguments, hooks
 
 
 class OwnDatasets:
@@ -41,8 +41,7 @@ class OwnDatasets:
         """Whether `method` has made a dataset, or all that it is made from, of equal elements."""
         if self._methods.get(dataset) == method:
             return True
-        # TensorFlow has no public way to ask. Without it, only whole datasets would be taken.
-        inputs = getattr(dataset, "_inputs", list)()
+        inputs = hooks.inputs_of(dataset)
         return bool(inputs) and all(
             self._is_own(made_from, method) and made_from.element_spec == dataset.element_spec
             for made_from in inputs

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf import hooks
 from l2l_tf.arguments import few
-from l2l_tf.problems import base, keras_hooks
+from l2l_tf.problems import base
 from l2l_tf.problems.loss_graph import LossGraph, NotingScope, without
 
 
@@ -87,7 +88,7 @@ class KerasLoss:
     def _forward(self, example):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(example)
         model = self._model
-        with keras_hooks.seed_generator(self._generator):
+        with hooks.seed_generator(self._generator):
             outputs = model(x, training=True)
             # One of the model's own may be written for Keras before 3.3, without `training`.
             has_training = "training" in inspect.signature(model.compute_loss).parameters
@@ -99,7 +100,7 @@ class KerasLoss:
         values = [*values]
         for index, state in enumerate(self._seed_states):
             values.append((state, _seed_of(state, seed, index)))
-        inlined = keras_hooks.functions_inlined if self._inlines else contextlib.nullcontext
+        inlined = hooks.functions_inlined if self._inlines else contextlib.nullcontext
         # In this scope variables take the given values, and assignments do not outlive it.
         scope = NotingScope(state_mapping=values, collect_losses=True)
         with scope, inlined():

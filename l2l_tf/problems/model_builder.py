@@ -8,8 +8,8 @@ import warnings
 import keras
 import numpy as np
 
+from l2l_tf import hooks
 from l2l_tf.arguments import few
-from l2l_tf.problems import keras_hooks
 
 # Building a model under a seed borrows the process' global generators: one at a time.
 _global_generators = threading.Lock()
@@ -31,7 +31,7 @@ class ModelBuilder:
     def __init__(self, build_model, example):
         self._build_model = build_model
         self._example = example
-        self._settings = keras_hooks.thread_settings()
+        self._settings = hooks.thread_settings()
         self._draws_by_tensorflow = False
 
     def build(self, seed):
@@ -40,16 +40,16 @@ class ModelBuilder:
         Args:
             seed: two integers.
         """
-        with _global_generators, keras_hooks.settings_in_this_thread(self._settings):
+        with _global_generators, hooks.settings_in_this_thread(self._settings):
             if not self._draws_by_tensorflow:
                 with _seeded(seed):
-                    position = keras_hooks.tensorflow_draws()
+                    position = hooks.tensorflow_draws()
                     model = self._build()
-                    self._draws_by_tensorflow = keras_hooks.tensorflow_draws() != position
+                    self._draws_by_tensorflow = hooks.tensorflow_draws() != position
             if self._draws_by_tensorflow:
                 # TensorFlow keeps the state of an operation that draws, by its seeds: forget it,
                 # or the same seed would go on where it was. That is slow, so only where needed.
-                keras_hooks.forget_tensorflow_draws()
+                hooks.forget_tensorflow_draws()
                 with _seeded(seed):
                     model = self._build()
         return model
@@ -125,7 +125,7 @@ class ModelBuilder:
         if not model.built:  # by shapes alone: a call would change what the model remembers
             x, *_ = keras.utils.unpack_x_y_sample_weight(self._example)
             model(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype.name), x))
-        self._last_end = random.random(), np.random.random(), keras_hooks.tensorflow_draws()
+        self._last_end = random.random(), np.random.random(), hooks.tensorflow_draws()
         return model
 
 
@@ -140,7 +140,7 @@ def _seeded(seed):
     try:
         random.seed(of_random)
         np.random.seed(of_numpy % 2**32)
-        with keras_hooks.seeded_tensorflow(of_tensorflow % 2**31), keras_hooks.seed_generator(None):
+        with hooks.seeded_tensorflow(of_tensorflow % 2**31), hooks.seed_generator(None):
             yield
     finally:
         random.setstate(python_state)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf import arguments
+from l2l_tf import arguments, hooks
 from l2l_tf.update_rules import arrays, backpropagation
 
 DTYPES = ("float32", "float64")
@@ -212,8 +212,7 @@ class UpdateRule(keras.layers.Layer):
 
     def add_weight(self, *args, **kwargs):
         weight = super().add_weight(*args, **kwargs)
-        # Keras leaves weights that a layer keeps in lists out of ``tf.train.Checkpoint``.
-        self._track_trackable(weight, weight.name, overwrite=True)
+        hooks.keep_in_checkpoints(self, weight.name, weight)
         return weight
 
     def load_own_variables(self, store):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import keras
 import tensorflow as tf
 
-from l2l_tf import arguments
+from l2l_tf import arguments, hooks
 from l2l_tf.update_rules import base, levels, serialization
 
 
@@ -50,8 +50,7 @@ class GroupedRule(base.UpdateRule):
         self.patterns = [pattern for pattern, _ in groups]
         self.rules = [rule for _, rule in groups]
         for index, rule in enumerate(self.rules):
-            # Keras leaves layers that a layer keeps in lists out of ``tf.train.Checkpoint``.
-            self._track_trackable(rule, f"rule_{index}")
+            hooks.keep_in_checkpoints(self, f"rule_{index}", rule)
 
     def parts(self, layout):
         """The parts of each rule whose group is not empty; see ``UpdateRule.parts``."""

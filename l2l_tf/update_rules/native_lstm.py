@@ -6,6 +6,7 @@ What is not an LSTM (features, the scale of the updates) is left to XLA and Tens
 
 import tensorflow as tf
 
+from l2l_tf import hooks
 from l2l_tf.native import library
 from l2l_tf.update_rules import lstm_cells, xla
 
@@ -37,13 +38,13 @@ class Kernel:
             and rule.dtype == "float32"
             and {leaf.dtype for leaf in tf.nest.flatten(state)} <= {tf.float32, tf.bfloat16}
             and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
-            and not xla.is_compiling()
+            and not hooks.xla_compiles_this()
             and library.load(may_build=False) is not None
         )
 
     def __call__(self, weights, gradients, state):
         """``(updates, state)``, given the rule's weights."""
-        key = gradients.shape[0], xla.watches_operations()
+        key = gradients.shape[0], hooks.watches_operations()
         if key not in self._steps:  # pieces of a size share its graph
             self._steps[key] = tf.function(self._step, autograph=False)
         return self._steps[key](weights, gradients, state)
