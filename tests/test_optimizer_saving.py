@@ -16,8 +16,7 @@ import pytest
 import tensorflow as tf
 
 import l2l_tf
-from l2l_tf import optimizer as optimizer_lib
-from l2l_tf import update_rules
+from l2l_tf import hooks, update_rules
 
 
 def lstm(seed=1):
@@ -54,7 +53,7 @@ def by_keras_file(model, path):
 def by_keras_file_with_the_weights_in_its_config(model, path):
     """As without Keras' private attribute."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer_lib, "_weights_go_to_the_file", lambda: False)
+        patch.setattr(hooks, "writes_keras_file", lambda: False)
         model.save(path / "model.keras")
     assert '"weights": "npz:' in config_in(path / "model.keras")
     return keras.models.load_model(path / "model.keras")
@@ -66,7 +65,7 @@ def by_keras_file_written_before(model, path):
         config = model.optimizer.rule.get_config()
         config["weights"] = [w.numpy().tolist() for w in model.optimizer.rule.weights]
         patch.setattr(model.optimizer.rule, "get_config", lambda: dict(config))
-        patch.setattr(optimizer_lib, "_weights_go_to_the_file", lambda: False)
+        patch.setattr(hooks, "writes_keras_file", lambda: False)
         model.save(path / "model.keras")
     assert '"weights": [[' in config_in(path / "model.keras")
     return keras.models.load_model(path / "model.keras")
