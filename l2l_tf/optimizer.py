@@ -202,6 +202,14 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
         return [*super().variables, *(self._state.leaves if self._state else [])]
 
     def update_step(self, gradient, variable, learning_rate):
+        with_control = [rule for rule in base.made_of(self.rule) if rule.has_control]
+        if with_control and len(self._trainable_variables) > 1:
+            raise NotImplementedError(
+                f"The rule '{with_control[0].name}' ({type(with_control[0]).__name__}) has sums "
+                "over all variables of a model, and this version of Keras gives an optimizer one "
+                "variable at a time. Use a version that l2l_tf is tested with, or a rule without "
+                f"`control`. Received: Keras {keras.__version__}"
+            )
         self._step(*self._arguments_of_step([variable]), [gradient], learning_rate)
 
     def _arguments_of_step(self, variables):

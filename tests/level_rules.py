@@ -1,10 +1,13 @@
-"""Two rules with all three levels: coordinates, their tensors, the model."""
+"""Two rules with all three levels, and a step of such a rule by the contract's words alone."""
+
+import types
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from l2l_tf.update_rules import UpdateRule
+from l2l_tf.update_rules.levels import Inputs
 
 UNITS = 3
 
@@ -103,3 +106,52 @@ def sum_of_sizes(layout):
 
 
 RULES = {"moments": ThreeLevels, "learned decay": LearnedDecay}
+
+
+def facts(shapes, dtype):
+    """What a control knows of its tensors, by hand."""
+    columns = [(float(np.prod(s)), float(np.prod(s[:-1])), float(len(s))) for s in shapes]
+    sizes, fan_in, ranks = tf.unstack(tf.constant(np.transpose(columns), dtype))
+
+    def model_sum(values):
+        return sum(values[..., k] for k in range(len(shapes)))[..., None] + tf.zeros_like(values)
+
+    return types.SimpleNamespace(sizes=sizes, fan_in=fan_in, ranks=ranks, model_sum=model_sum)
+
+
+def start(rule, shapes):
+    if rule.coupling != "coordinate":
+        return rule.initial_state([("", shape) for shape in shapes])
+    of_tensors = [rule.initial_state(int(np.prod(shape))) for shape in shapes]
+    control = rule.initial_control(facts(shapes, rule.dtype)) if rule.has_control else ()
+    return of_tensors, control
+
+
+def step(rule, gradients, parameters, state, stop):
+    """One step, tensor by tensor, by the contract's words alone."""
+    shapes = [g.shape for g in gradients]
+    inputs = [
+        Inputs(*map(stop, pair)) if rule.sees_parameters else stop(pair[0])
+        for pair in zip(map(flat, gradients), map(flat, parameters))
+    ]
+    of_tensors, control = state
+    if rule.has_control:
+        summaries = [
+            tf.reduce_sum(rule.summarize(*pair), axis=1) for pair in zip(inputs, of_tensors)
+        ]
+        controls, control = rule.control(
+            stop(tf.stack(summaries, axis=1)), control, facts(shapes, rule.dtype)
+        )
+        extra = [
+            (tf.tile(controls[:, k : k + 1], [1, shape.num_elements()]),)
+            for k, shape in enumerate(shapes)
+        ]
+    else:
+        extra = [()] * len(shapes)
+    results = [rule.update(i, s, *e) for i, s, e in zip(inputs, of_tensors, extra)]
+    updates = [tf.reshape(u, shape) for (u, _), shape in zip(results, shapes)]
+    return updates, ([new for _, new in results], control)
+
+
+def flat(tensor):
+    return tf.reshape(tensor, [-1])

@@ -1,23 +1,22 @@
 """Rules with a control: their meta-gradient, against a tape by code that shares nothing with it."""
 
-import types
+import itertools
 
 import conftest
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from level_rules import RULES, LearnedDecay, ThreeLevels
+from level_rules import RULES, ThreeLevels, flat, start, step
 
-from l2l_tf import update_rules
+from l2l_tf import LearnedOptimizer, MetaTrainer, update_rules
 from l2l_tf.engine.unroll import initial_state, unroll
 from l2l_tf.meta_training import objectives
 from l2l_tf.meta_training.meta_gradient import meta_gradient
 from l2l_tf.problems import Problem
 from l2l_tf.update_rules import GroupedRule
-from l2l_tf.update_rules.levels import Inputs
 
 NUM_STEPS, SEGMENT, OPTIMIZEES = 6, 3, 2
-every_rule = pytest.mark.parametrize("name", RULES)
 
 
 class Curved(Problem):
@@ -59,53 +58,6 @@ def episode(problem, num_windows=1):
         stacked = [tf.nest.map_structure(lambda *leaves: tf.stack(leaves), *d) for d in of_window]
         windows.append(tf.nest.map_structure(lambda *leaves: tf.stack(leaves), *stacked))
     return parameters, windows
-
-
-def facts(shapes, dtype):
-    """What a control knows of its tensors, by hand."""
-    columns = [(float(np.prod(s)), float(np.prod(s[:-1])), float(len(s))) for s in shapes]
-    sizes, fan_in, ranks = tf.unstack(tf.constant(np.transpose(columns), dtype))
-
-    def model_sum(values):
-        return sum(values[..., k] for k in range(len(shapes)))[..., None] + tf.zeros_like(values)
-
-    return types.SimpleNamespace(sizes=sizes, fan_in=fan_in, ranks=ranks, model_sum=model_sum)
-
-
-def start(rule, shapes):
-    if rule.coupling != "coordinate":
-        return rule.initial_state([("", shape) for shape in shapes])
-    of_tensors = [rule.initial_state(int(np.prod(shape))) for shape in shapes]
-    control = rule.initial_control(facts(shapes, rule.dtype)) if rule.has_control else ()
-    return of_tensors, control
-
-
-def step(rule, gradients, parameters, state, stop):
-    """One step, tensor by tensor, by the contract's words alone."""
-    shapes = [g.shape for g in gradients]
-    inputs = [
-        Inputs(*map(stop, pair)) if rule.sees_parameters else stop(pair[0])
-        for pair in zip(map(flat, gradients), map(flat, parameters))
-    ]
-    of_tensors, control = state
-    if rule.has_control:
-        summaries = [tf.reduce_sum(rule.summarize(*pair), axis=1) for pair in zip(inputs, of_tensors)]
-        controls, control = rule.control(
-            stop(tf.stack(summaries, axis=1)), control, facts(shapes, rule.dtype)
-        )
-        extra = [
-            (tf.tile(controls[:, k : k + 1], [1, shape.num_elements()]),)
-            for k, shape in enumerate(shapes)
-        ]
-    else:
-        extra = [()] * len(shapes)
-    results = [rule.update(i, s, *e) for i, s, e in zip(inputs, of_tensors, extra)]
-    updates = [tf.reshape(u, shape) for (u, _), shape in zip(results, shapes)]
-    return updates, ([new for _, new in results], control)
-
-
-def flat(tensor):
-    return tf.reshape(tensor, [-1])
 
 
 def taped(parts, problem, parameters, states, batches, second_derivatives=False):
@@ -165,10 +117,21 @@ def grouped(rule, dtype):
     return GroupedRule([("bias", biases), ("", rule)])
 
 
-@pytest.mark.parametrize("chunk_size", [10**6, 30])
-@pytest.mark.parametrize("is_grouped", [False, True])
-@pytest.mark.parametrize("problem", ["curved", "mlp"])
-@every_rule
+WHOLE, CHUNKS = 10**6, 30
+BY_DEFAULT = [
+    ("moments", "curved", True, CHUNKS),
+    ("moments", "mlp", False, WHOLE),
+    ("learned decay", "mlp", True, CHUNKS),
+]
+
+
+@pytest.mark.parametrize(
+    "name, problem, is_grouped, chunk_size",
+    [
+        pytest.param(*case, marks=[] if case in BY_DEFAULT else pytest.mark.slow)
+        for case in itertools.product(RULES, ["curved", "mlp"], [False, True], [WHOLE, CHUNKS])
+    ],
+)
 def test_identity_equals_taping_the_unroll(name, problem, is_grouped, chunk_size):
     """In the second window of an episode, of segments each, so that no state is the initial one."""
     problem = Curved() if problem == "curved" else conftest.keras_problem()
@@ -206,3 +169,123 @@ def test_identity_equals_taping_the_unroll(name, problem, is_grouped, chunk_size
 
     tolerance = 1e-9 if problem.dtype == "float64" else 1e-5
     assert largest_relative_difference(received(), expected) < tolerance
+
+
+def curved_episode(rule):
+    problem = Curved()
+    parameters, (batches,) = episode(problem)
+    return problem, vector(parameters), initial_state(rule, problem.layout, OPTIMIZEES), batches
+
+
+one_rule_by_default = pytest.mark.parametrize(
+    "name", ["learned decay", pytest.param("moments", marks=pytest.mark.slow)]
+)
+
+
+@one_rule_by_default
+def test_drawn_coordinates_give_an_unbiased_meta_gradient(name):
+    rule = RULES[name]("float64")
+    problem, *of_episode = curved_episode(rule)
+    trajectory = unroll(rule, problem, *of_episode, num_steps=NUM_STEPS, segment_length=SEGMENT)
+    weights = objectives.loss_weights(objectives.loss_sum, trajectory.losses)
+
+    @tf.function
+    def drawn(seed, backward_fraction=0.5):
+        products = meta_gradient(
+            rule,
+            problem.layout,
+            trajectory,
+            weights,
+            backward_fraction=backward_fraction,
+            seed=seed,
+        )
+        return tf.concat([flat(product) for product in products], axis=0)
+
+    whole = drawn(tf.constant([0, 0]), backward_fraction=1.0).numpy()
+    draws = np.array([drawn(tf.constant([0, i])) for i in range(400)])
+    error = np.std(draws, axis=0, ddof=1) / np.sqrt(len(draws))
+    difference = draws.mean(axis=0) - whole
+    assert error.min() > 0
+    assert np.abs(difference / error).mean() < 1.5
+    assert np.linalg.norm(difference) < 0.1 * np.linalg.norm(whole)
+
+
+@one_rule_by_default
+def test_second_derivatives_equal_a_tape(name):
+    rule = RULES[name]("float64")
+    problem, parameters, state, batches = curved_episode(rule)
+    kwargs = {"num_steps": NUM_STEPS, "segment_length": SEGMENT}
+
+    @tf.function
+    def value_and_gradients():
+        with tf.GradientTape() as tape:
+            losses = unroll(
+                rule,
+                problem,
+                parameters,
+                state,
+                batches,
+                record=False,
+                second_derivatives=True,
+                **kwargs,
+            ).losses
+            value = objectives.mean_objective(objectives.loss_sum, losses)
+        return value, tape.gradient(value, [v.value for v in rule.trainable_variables])
+
+    _, exact = value_and_gradients()
+    shapes = [shape for _, shape in problem.layout]
+    (starts, _), states = episode(problem), [[start(rule, shapes)]] * OPTIMIZEES
+    parts = [(rule, range(len(shapes)))]
+    expected, *_ = taped(parts, problem, starts, states, batches, second_derivatives=True)
+    assert largest_relative_difference(exact, expected) < 1e-9
+    first_order, *_ = taped(parts, problem, starts, states, batches)
+    assert largest_relative_difference(first_order, expected) > 1e-3
+
+
+@one_rule_by_default
+def test_meta_training_lowers_the_loss_by_either_compiler(name):
+    """The states of coordinates and control are carried from window to window."""
+    ends = []
+    for jit_compile in (False, True):
+        trainer = MetaTrainer(
+            RULES[name](), conftest.keras_problem(), 5, 10, credit="segment", meta_batch_size=2
+        )
+        trainer.compile(optimizer=keras.optimizers.Adam(0.03), jit_compile=jit_compile)
+        trainer.fit(trainer.dataset(0, 4), verbose=0)
+        ends.append(tf.concat([flat(w.value) for w in trainer.rule.weights], axis=0))
+    np.testing.assert_allclose(*ends, atol=1e-4)
+    losses = trainer.fit(trainer.dataset(0, 20), epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def of_shape(method, make):
+    """A rule with a method that returns what it must not."""
+    return type("Broken", (ThreeLevels,), {method: make})()
+
+
+@pytest.mark.parametrize(
+    "method, returned, message",
+    [
+        ("summarize", lambda self, inputs, _: inputs.gradients, r"\[S, N\], of shape \(None, "),
+        ("summarize", lambda *_: tf.ones([2, 3]), r"\[S, N\].* Received: shape \(2, 3\)"),
+        ("control", lambda _, sums, state, tensors: (tensors.sizes, state), r"controls \[C, K\]"),
+        ("control", lambda _, sums, state, tensors: (tf.ones([2, 7]), state), r"shape \(2, 7\)"),
+        ("initial_control", lambda *_: tf.zeros([]), r"leaves \[..., K\], .*shape \(\)"),
+        ("initial_control", lambda *_: [tf.zeros([7])], r"leaves \[..., K\], .*shape \(7,\)"),
+    ],
+)
+def test_what_is_of_a_wrong_shape_is_named(method, returned, message):
+    variables = [tf.Variable(tf.ones(shape)) for shape in [(2, 2), (2,)]]
+    with pytest.raises(ValueError, match=f"^Broken.{method} must return .*{message}"):
+        rule = of_shape(method, returned)
+        LearnedOptimizer(rule).apply([tf.ones_like(v) for v in variables], variables)
+    with pytest.raises(ValueError, match=f"^Broken.{method} must return .*{message}"):
+        rule = of_shape(method, returned)
+        trainer = MetaTrainer(rule, conftest.keras_problem(), 5, 10)
+        trainer.compile(keras.optimizers.Adam(0.01))
+        trainer.fit(trainer.dataset(0, 1), verbose=0)
+
+
+def test_a_control_goes_with_coordinates_alone():
+    with pytest.raises(ValueError, match="has a `control`, so its coupling must be 'coordinate'"):
+        of_shape("coupling", "tensor")

@@ -170,7 +170,9 @@ class CoordinatesStep:
         ]
         if not self.rule.has_control:
             return of_pieces, ()
-        return of_pieces, _made(lambda: self.rule.initial_control(self.tensors), make, "control")
+        return of_pieces, _made(
+            lambda: levels.initial_control(self.rule, self.tensors), make, "control"
+        )
 
     def run(self, inputs, state):
         """``(updates, state)``, for inputs and to updates that are lists, one for each tensor."""

@@ -64,7 +64,8 @@ def meta_gradient(
     parts = Parts(rule, layout)
     of_updates = parts.take(cotangents(trajectory.gradients, weights[..., None]))  # [T, M, N]
     gradients = parts.take(trajectory.gradients[:-1])
-    visited = parts.take(trajectory.visited) if tf.is_tensor(trajectory.visited) else gradients
+    sees_parameters = any(of_part.sees_parameters for of_part, _ in parts)
+    visited = parts.take(trajectory.visited) if sees_parameters else gradients
     states = parts.states(trajectory.segment_states)
     by_variable = {}
     for index, (of_part, of_part_layout) in enumerate(parts):

@@ -60,9 +60,12 @@ class Tensors:
     @classmethod
     def of_ragged(cls, shapes, dtype):
         """Of shapes that are known at run time alone: int32, ragged ``[K, rank]``."""
-        sizes, ranks = tf.reduce_prod(shapes, axis=1), shapes.row_lengths()
-        last = tf.where(ranks > 0, tf.reduce_sum(shapes[:, -1:], axis=1), 1)
-        return cls(*[tf.cast(fact, dtype) for fact in (sizes, sizes // tf.maximum(last, 1), ranks)])
+        facts = (
+            tf.reduce_prod(shapes, axis=1),
+            tf.reduce_prod(shapes[:, :-1], axis=1),
+            shapes.row_lengths(),
+        )
+        return cls(*[tf.cast(fact, dtype) for fact in facts])
 
     def facts(self):
         """The three facts, from which the constructor makes the same once more."""
@@ -103,7 +106,16 @@ def spread(controls, owners):
 def initial_state(rule, num_coordinates, tensors):
     """The state of a coordinatewise rule's coordinates; of one with a control, a pair with its."""
     coordinates = rule.initial_state(num_coordinates)
-    return (coordinates, rule.initial_control(tensors)) if rule.has_control else coordinates
+    return (coordinates, initial_control(rule, tensors)) if rule.has_control else coordinates
+
+
+def initial_control(rule, tensors):
+    """``rule.initial_control``, checked."""
+    state = rule.initial_control(tensors)
+    for leaf in tf.nest.flatten(state):
+        expected = tf.TensorShape([*leaf.shape[:-1], tensors.sizes.shape[0]])
+        _check(rule, "initial_control", "leaves [..., K]", expected, leaf)
+    return state
 
 
 def step(rule, inputs, state, tensors, owners):
@@ -166,11 +178,11 @@ def sizes_of_control(rule, tensors):
     """``(S, C)`` of a rule with a control: it is tried on one coordinate."""
     with tf.init_scope():
         one = tf.ones([1], rule.dtype)
-        contributions = rule.summarize(inputs(rule, one, one), rule.initial_state(1))
-        num_summaries = contributions.shape[0]
-        zeros = tf.zeros([num_summaries, tensors.sizes.shape[0]], rule.dtype)
-        controls, _ = control_step(rule, zeros, rule.initial_control(tensors), tensors)
-    return num_summaries, controls.shape[0]
+        summaries = summarize(
+            rule, inputs(rule, one, one), rule.initial_state(1), tf.constant([0]), tensors
+        )
+        controls, _ = control_step(rule, summaries, initial_control(rule, tensors), tensors)
+    return summaries.shape[0], controls.shape[0]
 
 
 def _check(rule, method, what, expected, received):
