@@ -48,8 +48,8 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
         weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum,
             ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps, name: as of
             ``keras.optimizers.Optimizer``; for `weight_decay` see above.
-        state_dtype: "float32", or "bfloat16" to keep the rule's state in half the memory; or
-            "float64".
+        state_dtype: "float32", or "bfloat16" to keep the rule's state in half the memory (that of
+            a ``control``, some numbers a tensor, stays in float32); or "float64".
 
     Raises:
         TypeError, ValueError: what `rule` or another argument is not.

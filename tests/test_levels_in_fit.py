@@ -14,6 +14,7 @@ from level_rules import RULES, LearnedDecay, ThreeLevels, flat, start, step
 
 import l2l_tf
 from l2l_tf import update_rules
+from l2l_tf.update_rules.levels import Inputs
 
 SHAPES = [(3, 4), (4,), (2, 0), (), (2, 3, 2)]
 OF_SIZE = [shape for shape in SHAPES if 0 not in shape]
@@ -95,11 +96,31 @@ def test_a_step_is_what_the_contract_says(
     np.testing.assert_allclose(received, expected, rtol=tolerance, atol=tolerance)
 
 
-def new_model(rule, cls=l2l_tf.LearnedOptimizer, **kwargs):
+def test_bfloat16_is_for_the_coordinates_alone():
+    """A control may add up small steps, which bfloat16 would round away."""
+    model = new_model(ThreeLevels(), state_dtype="bfloat16")
+    model.optimizer.build(model.trainable_variables)
+    leaves = model.optimizer._state.leaves
+    assert {leaf.dtype for leaf in leaves if leaf.shape[-1] > 1} == {"bfloat16"}
+    assert {leaf.dtype for leaf in leaves if leaf.shape[-1] == 1} == {"float32"}
+
+
+def test_a_grouped_rules_own_update_is_the_same_step():
+    rule = update_rules.GroupedRule([("", ThreeLevels())])
+    parameters = random(OF_SIZE, 0)
+    state = rule.initial_state([("", shape) for shape in OF_SIZE])
+    for t in range(3):
+        updates, state = rule.update(Inputs(random(OF_SIZE, 1 + t), parameters), state)
+        parameters = [p + u for p, u in zip(parameters, updates)]
+    expected = by_hand(rule.rules[0], 3, range(len(OF_SIZE)))
+    np.testing.assert_allclose(np.concatenate([flat(p) for p in parameters]), expected, rtol=1e-5)
+
+
+def new_model(rule, cls=l2l_tf.LearnedOptimizer, jit_compile="auto", **kwargs):
     keras.utils.set_random_seed(0)
     model = conftest.mlp()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=cls(rule), loss=loss, **kwargs)
+    model.compile(optimizer=cls(rule, **kwargs), loss=loss, jit_compile=jit_compile)
     return model
 
 

@@ -8,6 +8,7 @@ pieces are held at once.
 ``ModelStep`` is what an optimizer has; an unroll takes the same steps, by ``CoordinatesStep``.
 """
 
+import functools
 import itertools
 import math
 
@@ -45,12 +46,14 @@ class ModelStep:
         """The state before the first step.
 
         Args:
-            make: function of a shape, an initializer, and a name, to a leaf.
+            make: function of a shape, an initializer, a name, and whether it is of a control,
+                to a leaf.
         """
-        return [
-            step.initial_state(lambda *args, name, p=p: make(*args, name=f"part_{p}_{name}"))
-            for p, step in enumerate(self._steps)
-        ]
+
+        def make_of(part):
+            return lambda *args, name, **kwargs: make(*args, name=f"part_{part}_{name}", **kwargs)
+
+        return [step.initial_state(make_of(part)) for part, step in enumerate(self._steps)]
 
     def __call__(self, present, gradients, parameters, state, assign):
         """Takes a step of some of the variables.
@@ -170,9 +173,12 @@ class CoordinatesStep:
         ]
         if not self.rule.has_control:
             return of_pieces, ()
-        return of_pieces, _made(
-            lambda: levels.initial_control(self.rule, self.tensors), make, "control"
+        control = _made(
+            lambda: levels.initial_control(self.rule, self.tensors),
+            functools.partial(make, is_control=True),
+            "control",
         )
+        return of_pieces, control
 
     def run(self, inputs, state):
         """``(updates, state)``, for inputs and to updates that are lists, one for each tensor."""

@@ -157,7 +157,8 @@ class UpdateRule(keras.layers.Layer):
                 gradients are: no derivative goes through them.
             state: as of ``initial_control``.
             tensors: a ``Tensors``: facts ``[K]``, and ``tensors.model_sum`` for what is shared by
-                all tensors of the model. (Of a rule in a ``GroupedRule``, those of its group.)
+                all tensors of the model. (Of a rule in a ``GroupedRule``, those of its group; of
+                variables some of which get no gradient, those that do.)
 
         Returns:
             ``(controls [C, K], state)``.
