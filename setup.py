@@ -22,7 +22,7 @@ setup(
             "pretrained/*/*",
             "pretrained/*/variables/*",
             "problems/images/*",
-            "native/*.cc",
+            "update_rules/lstm/*.cc",
         ],
     },
     scripts=["bin/meta_train", "bin/evaluate", "bin/pretrained"],

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 import l2l_tf
 from l2l_tf.engine.program import Program
-from l2l_tf.native import library
-from l2l_tf.update_rules import native_lstm
+from l2l_tf.update_rules.lstm import kernel
+from l2l_tf.update_rules.lstm import kernel_library as library
 
 needs_library = pytest.mark.skipif(
     library.load() is None
@@ -61,8 +61,8 @@ def assert_near(received, expected, tolerance):
 )
 def test_a_step_is_that_of_tensorflow(rule_class, layers, n):
     rule, gradients, state = rule_and_inputs(rule_class, layers, n)
-    assert native_lstm.Kernel(rule).can_run()
-    received = native_lstm.Kernel(rule)(Program(rule).weights(), gradients, state)
+    assert kernel.Kernel(rule).can_run()
+    received = kernel.Kernel(rule)(Program(rule).weights(), gradients, state)
     assert_near(received, rule.update(gradients, state), 3e-6)
 
 
@@ -70,7 +70,7 @@ def test_a_step_is_that_of_tensorflow(rule_class, layers, n):
 def test_bfloat16_state():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.RNNprop, (8,), 100)
     state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.bfloat16), state)
-    updates, received = native_lstm.Kernel(rule)(Program(rule).weights(), gradients, state)
+    updates, received = kernel.Kernel(rule)(Program(rule).weights(), gradients, state)
     state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.float32), state)
     expected_updates, expected = rule.update(gradients, state)
     assert_near(updates, expected_updates, 3e-6)
@@ -84,7 +84,7 @@ def test_a_state_larger_than_a_cache(dtype, tolerance):
     n = 64 * 520  # a multiple of a block: rows begin with a cache line
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (20, 20), n)
     state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, dtype), state)
-    updates, received = native_lstm.Kernel(rule)(Program(rule).weights(), gradients, state)
+    updates, received = kernel.Kernel(rule)(Program(rule).weights(), gradients, state)
     state = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.float32), state)
     expected_updates, expected = rule.update(gradients, state)
     assert_near(updates, expected_updates, 3e-6)
@@ -97,7 +97,7 @@ def test_nan_and_large_gates():
     ((hidden, cell),), moments = state
     hidden = tf.constant([[np.nan, 1e6, -1e6]] * 4, tf.float32)
     state = ((hidden, cell),), moments
-    received = native_lstm.Kernel(rule)(Program(rule).weights(), gradients, state)
+    received = kernel.Kernel(rule)(Program(rule).weights(), gradients, state)
     assert np.isnan(received[0][0]) and np.all(np.isfinite(received[0][1:]))
     assert_near(received, rule.update(gradients, state), 3e-6)
 
@@ -119,13 +119,13 @@ def test_its_gradient_is_that_of_tensorflow():
             return rule.update(gradients, state)
 
     expected = gradient_of(without_kernel)
-    assert_near(gradient_of(native_lstm.Kernel(rule)), expected, 1e-4)
+    assert_near(gradient_of(kernel.Kernel(rule)), expected, 1e-4)
 
 
 @needs_library
 def test_its_gradient_leaves_nothing_behind():
     rule, gradients, state = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5, 5), 20)
-    update = tf.function(native_lstm.Kernel(rule))
+    update = tf.function(kernel.Kernel(rule))
     graph = weakref.ref(
         update.get_concrete_function(Program(rule).weights(), gradients, state).graph
     )
@@ -168,7 +168,7 @@ def test_a_rule_with_weights_of_its_own_is_left_to_xla():
             return self.scale * super().postprocess(outputs)
 
     rule, gradients, state = rule_and_inputs(Scaled, (5,), 20)
-    assert not native_lstm.Kernel(rule).can_run()
+    assert not kernel.Kernel(rule).can_run()
     updates, _ = Program(rule).update(Program(rule).weights(), gradients, state)
     assert_near(updates, rule.update(gradients, state)[0], 3e-6)
 
@@ -177,9 +177,9 @@ def test_a_rule_with_weights_of_its_own_is_left_to_xla():
 def test_the_environment_turns_it_off_at_any_time(monkeypatch):
     rule, *_ = rule_and_inputs(l2l_tf.update_rules.CoordinatewiseLSTM, (5,), 20)
     monkeypatch.setenv("L2L_TF_NATIVE", "0")
-    assert library.load() is None and not native_lstm.Kernel(rule).can_run()
+    assert library.load() is None and not kernel.Kernel(rule).can_run()
     monkeypatch.delenv("L2L_TF_NATIVE")
-    assert native_lstm.Kernel(rule).can_run()
+    assert kernel.Kernel(rule).can_run()
 
 
 @needs_library
@@ -202,7 +202,7 @@ def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path):
     path = library._path(library._compiler())
     path.write_bytes(b"")
     # Twice in one process TensorFlow would not register the op: in another one.
-    program = "from l2l_tf.native import library; assert library.load() is not None"
+    program = "from l2l_tf.update_rules.lstm import kernel_library as library; assert library.load() is not None"
     subprocess.run([sys.executable, "-c", program], check=True)
     assert path.stat().st_size > 10_000
 
@@ -306,7 +306,7 @@ def test_only_a_library_that_no_one_else_can_have_written_is_loaded(kind, monkey
 def test_a_library_is_kept_for_the_next_process(monkeypatch, tmp_path):
     """Also where a umask gives new files to the group."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    program = "import os; os.umask(0o002); from l2l_tf.native import library; library.load()"
+    program = "import os; os.umask(0o002); from l2l_tf.update_rules.lstm import kernel_library as k; k.load()"
     written = []
     for _ in range(2):
         subprocess.run([sys.executable, "-c", program], check=True)

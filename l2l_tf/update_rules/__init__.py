@@ -1,12 +1,12 @@
 """Update rules: learned and hand-designed, all of one interface."""
 
-from l2l_tf.update_rules.averaging import GlobalAveragingLSTM
 from l2l_tf.update_rules.base import UpdateRule
 from l2l_tf.update_rules.grouped import GroupedRule
 from l2l_tf.update_rules.hand_designed import SGD, Adam, Momentum, RMSprop
-from l2l_tf.update_rules.kernelwise import KernelwiseLSTM
-from l2l_tf.update_rules.lstm import CoordinatewiseLSTM
-from l2l_tf.update_rules.rnnprop import RNNprop
+from l2l_tf.update_rules.lstm.averaging import GlobalAveragingLSTM
+from l2l_tf.update_rules.lstm.coordinatewise import CoordinatewiseLSTM
+from l2l_tf.update_rules.lstm.kernelwise import KernelwiseLSTM
+from l2l_tf.update_rules.lstm.rnnprop import RNNprop
 
 __all__ = [
     "Adam",

@@ -170,7 +170,7 @@ class UpdateRule(keras.layers.Layer):
 
         Returns:
             An object with ``build()``, ``can_run(state)``, and ``(weights, inputs, state)`` to
-            ``(updates, state)``; see ``native_lstm.Kernel``.
+            ``(updates, state)``; see ``kernel.Kernel``.
         """
         return None
 

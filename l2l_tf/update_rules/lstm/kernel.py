@@ -7,8 +7,8 @@ What is not an LSTM (features, the scale of the updates) is left to XLA and Tens
 import tensorflow as tf
 
 from l2l_tf import hooks
-from l2l_tf.native import library
-from l2l_tf.update_rules import lstm_cells, xla
+from l2l_tf.update_rules import xla
+from l2l_tf.update_rules.lstm import cells, kernel_library
 
 # Coordinates from which on the features take less time as an XLA program: below, TensorFlow's
 # kernels are as fast, and need no program for each size.
@@ -28,7 +28,7 @@ class Kernel:
 
     def build(self):
         """Compiles the kernel, once a machine."""
-        library.build()
+        kernel_library.build()
 
     def can_run(self, state=()):
         """Whether the kernel computes ``rule.update`` here: on this machine, in this graph."""
@@ -39,7 +39,7 @@ class Kernel:
             and {leaf.dtype for leaf in tf.nest.flatten(state)} <= {tf.float32, tf.bfloat16}
             and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
             and not hooks.xla_compiles_this()
-            and library.load(may_build=False) is not None
+            and kernel_library.load(may_build=False) is not None
         )
 
     def __call__(self, weights, gradients, state):
@@ -69,7 +69,7 @@ class Kernel:
 
 def _run_layers(rule, weights, features, states):
     """``rule.run_layers`` by the kernel, for the hidden and cell of all layers."""
-    outputs, new_states = library.load().l2l_lstm_step(features, weights, states)
+    outputs, new_states = kernel_library.load().l2l_lstm_step(features, weights, states)
     outputs.set_shape([rule.num_outputs, features.shape[1]])
     for new, old in zip(new_states, states):
         new.set_shape(old.shape)
@@ -98,9 +98,9 @@ def _by_tensorflow(inputs, num_weights):
     of_pieces = tf.split(features, [piece[0].shape[1] for piece in pieces], axis=1)
     for inputs, piece in zip(of_pieces, pieces):
         for index in range(0, num_of_layers, 2):
-            layer = lstm_cells.halved(*kernels_and_biases[index : index + 2])
+            layer = cells.halved(*kernels_and_biases[index : index + 2])
             of_layer = [tf.cast(state, features.dtype) for state in piece[index : index + 2]]
-            (inputs, cell), _ = lstm_cells.step(*layer, inputs, of_layer)
+            (inputs, cell), _ = cells.step(*layer, inputs, of_layer)
             new_states += [tf.cast(new, piece[0].dtype) for new in (inputs, cell)]
         outputs.append(tf.matmul(head, inputs) + head_bias)
     return [tf.concat(outputs, axis=1), *new_states]

@@ -1,6 +1,6 @@
 // The op L2lLstmStep: one step of stacked LSTM layers and a linear head on N columns, on a CPU.
 //
-// As update_rules/lstm_cells.step, but a block of columns goes through all of it while it is in
+// As update_rules/cells.step, but a block of columns goes through all of it while it is in
 // registers and the first-level cache: gates are never written to memory. Feature-major: every
 // tensor is [rows, N]. Of TensorFlow, only its C interface is used.
 //

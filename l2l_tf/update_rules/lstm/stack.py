@@ -7,7 +7,8 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import arguments
-from l2l_tf.update_rules import base, lstm_cells
+from l2l_tf.update_rules import base
+from l2l_tf.update_rules.lstm import cells
 
 
 class LSTMStack(base.UpdateRule):
@@ -87,8 +88,8 @@ class LSTMStack(base.UpdateRule):
         """
         inputs, new_layers = features, []
         for kernel, bias, of_layer in zip(self._kernels, self._biases, layers):
-            layer = lstm_cells.halved(kernel.value, bias.value)
-            (hidden, cell), _ = lstm_cells.step(*layer, inputs, of_layer)
+            layer = cells.halved(kernel.value, bias.value)
+            (hidden, cell), _ = cells.step(*layer, inputs, of_layer)
             inputs = hidden if share is None else share(hidden)
             new_layers.append((inputs, cell))
         return tf.matmul(self._head, inputs) + self._head_bias, tuple(new_layers)

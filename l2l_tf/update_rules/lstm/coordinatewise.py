@@ -4,8 +4,9 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import arguments, preprocessing
-from l2l_tf.update_rules import base, lstm_cells, native_lstm
-from l2l_tf.update_rules.lstm_stack import LSTMStack
+from l2l_tf.update_rules import base
+from l2l_tf.update_rules.lstm import cells, kernel
+from l2l_tf.update_rules.lstm.stack import LSTMStack
 
 
 class LSTMRule(LSTMStack):
@@ -49,10 +50,10 @@ class LSTMRule(LSTMStack):
     def kernel(self):
         # A subclass with a step of its own has another.
         changes = type(self).update, type(self).run_layers
-        return native_lstm.Kernel(self) if changes == _OF_KERNEL else None
+        return kernel.Kernel(self) if changes == _OF_KERNEL else None
 
     def backpropagate(self, gradients, state, cotangents):
-        """As of ``UpdateRule``, by hand: see ``lstm_cells``."""
+        """As of ``UpdateRule``, by hand: see ``cells``."""
         layers, moments = state
         num_steps = gradients.shape[0]
 
@@ -73,7 +74,7 @@ class LSTMRule(LSTMStack):
                 updates = self.postprocess(outputs)
             return tape.gradient(updates, outputs, output_gradients=cotangents[t][None])
 
-        return lstm_cells.backpropagate(
+        return cells.backpropagate(
             [(kernel.value, bias.value) for kernel, bias in zip(self._kernels, self._biases)],
             (self._head.value, self._head_bias.value),
             features.stack(),  # [T, num_features, N]

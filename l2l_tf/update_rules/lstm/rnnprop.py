@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import arguments, preprocessing
-from l2l_tf.update_rules.lstm import LSTMRule
+from l2l_tf.update_rules.lstm.coordinatewise import LSTMRule
 
 
 @keras.saving.register_keras_serializable("l2l_tf")

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from l2l_tf import arguments, preprocessing
 from l2l_tf.update_rules import base
-from l2l_tf.update_rules.lstm_stack import LSTMStack
+from l2l_tf.update_rules.lstm.stack import LSTMStack
 
 
 @keras.saving.register_keras_serializable("l2l_tf")

@@ -1,0 +1,1 @@
+"""The LSTM rules, and the native kernel that the coordinatewise ones offer."""
