@@ -209,7 +209,8 @@ def test_drawn_coordinates_give_an_unbiased_meta_gradient(name):
     assert np.linalg.norm(difference) < 0.1 * np.linalg.norm(whole)
 
 
-@one_rule_by_default
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULES)
 def test_second_derivatives_equal_a_tape(name):
     rule = RULES[name]("float64")
     problem, parameters, state, batches = curved_episode(rule)
