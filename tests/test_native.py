@@ -202,7 +202,10 @@ def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path):
     path = library._path(library._compiler())
     path.write_bytes(b"")
     # Twice in one process TensorFlow would not register the op: in another one.
-    program = "from l2l_tf.update_rules.lstm import kernel_library as library; assert library.load() is not None"
+    program = (
+        "from l2l_tf.update_rules.lstm import kernel_library as library\n"
+        "assert library.load() is not None"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
     assert path.stat().st_size > 10_000
 
@@ -306,7 +309,10 @@ def test_only_a_library_that_no_one_else_can_have_written_is_loaded(kind, monkey
 def test_a_library_is_kept_for_the_next_process(monkeypatch, tmp_path):
     """Also where a umask gives new files to the group."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    program = "import os; os.umask(0o002); from l2l_tf.update_rules.lstm import kernel_library as k; k.load()"
+    program = (
+        "import os; os.umask(0o002)\n"
+        "from l2l_tf.update_rules.lstm import kernel_library; kernel_library.load()"
+    )
     written = []
     for _ in range(2):
         subprocess.run([sys.executable, "-c", program], check=True)
