@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import arguments, hooks, saving
-from l2l_tf.engine.step import ModelStep
+from l2l_tf.engine.model_step import ModelStep
 from l2l_tf.optimizer_state import OptimizerState
 from l2l_tf.update_rules import base
 

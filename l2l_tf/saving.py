@@ -33,6 +33,14 @@ def save(rule, path, overwrite=False):
         state = m.initial_state(tf.shape(gradient))
         update, state = m.update(gradient, state)
 
+    A rule that sees parameters takes these after the gradients: ``m.update(gradients, parameters,
+    state)``. One with a control runs on all tensors of a model, one after another in one vector,
+    whose shapes it takes last::
+
+        shapes = tf.ragged.constant([[784, 20], [20]])
+        state = m.initial_state(shapes)
+        updates, state = m.update(gradients, state, shapes)
+
     Of a ``GroupedRule``, ``m.rules`` is the list of such modules, and ``m.patterns.numpy()`` has
     their patterns, if all are regular expressions.
 

@@ -1,4 +1,7 @@
+import json
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import l2l_tf
 from l2l_tf.engine import pieces
 from l2l_tf.problems import KerasProblem
 
@@ -69,8 +73,22 @@ def keras_problem(build_model=mlp, **kwargs):
     return KerasProblem(build_model, image_data(), loss, **kwargs)
 
 
+class OneByOne(l2l_tf.LearnedOptimizer):
+    """As a Keras without the private hook would run it."""
+
+    _distributed_tf_update_step = keras.optimizers.Optimizer._distributed_tf_update_step
+
+
 def in_pieces(monkeypatch, **kwargs):
     """Coordinates are cut as a machine would that wants them so; see ``pieces.Policy``."""
     policy = pieces.policy()._replace(**kwargs)
     monkeypatch.setattr(pieces, "policy", lambda: policy)
     monkeypatch.setattr(pieces, "BLOCK", 1)
+
+
+def in_tensorflow_alone(program):
+    """What a program prints, as JSON, in another process that can import neither us nor Keras."""
+    blocked = 'import sys\nsys.modules["l2l_tf"] = sys.modules["keras"] = None\n'
+    done = subprocess.run([sys.executable, "-c", blocked + program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

@@ -3,8 +3,6 @@
 import json
 import pickle
 import re
-import subprocess
-import sys
 
 import conftest
 import keras
@@ -262,13 +260,7 @@ def everything(model):
     return np.concatenate([v.numpy().ravel().astype("float64") for v in variables])
 
 
-class OneByOne(l2l_tf.LearnedOptimizer):
-    """As a Keras without the private hook would run it."""
-
-    _distributed_tf_update_step = keras.optimizers.Optimizer._distributed_tf_update_step
-
-
-@pytest.mark.parametrize("cls", [l2l_tf.LearnedOptimizer, OneByOne])
+@pytest.mark.parametrize("cls", [l2l_tf.LearnedOptimizer, conftest.OneByOne])
 def test_the_optimizer_runs_each_groups_rule(cls):
     rng = np.random.default_rng(0)
     layout = [("dense_kernel", (2, 5)), ("a_bias", (5,)), ("conv", (3, 3, 1, 2)), ("b_bias", ())]
@@ -351,8 +343,6 @@ def test_a_saved_grouped_rule_and_tensorflow_alone(tmp_path):
     assert l2l_tf.saving.fingerprint(loaded) == l2l_tf.saving.fingerprint(rule)
 
     program = f"""
-import sys
-sys.modules["l2l_tf"] = sys.modules["keras"] = None
 import json, numpy, tensorflow as tf
 m = tf.saved_model.load({path!r})
 updates = []
@@ -364,9 +354,7 @@ for rule, shape in ((m.rules[1], [5]), (m.rules[1], [2, 3]), (m.rules[2], [3, 3,
 state = m.rules[3].initial_state(7)
 print(json.dumps([[p.decode() for p in m.patterns.numpy()], updates]))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    patterns, updates = json.loads(done.stdout)
+    patterns, updates = conftest.in_tensorflow_alone(program)
     assert patterns == ["no such", "bias$", "conv", ".*"]
     for of_group, received in zip((rule.rules[1], rule.rules[1], rule.rules[2]), updates):
         shape = np.shape(received)

@@ -146,21 +146,15 @@ def test_two_replicas_equal_one_device():
     np.testing.assert_allclose(weights(mirrored), weights(one), atol=1e-5)
 
 
-class OneByOne(l2l_tf.LearnedOptimizer):
-    """As a Keras without the private hook would run it."""
-
-    _distributed_tf_update_step = keras.optimizers.Optimizer._distributed_tf_update_step
-
-
 def test_variables_one_by_one_are_refused_since_sums_over_the_model_would_be_wrong():
     with pytest.raises(
         NotImplementedError, match="three_levels.* .ThreeLevels. .*one variable at a time"
     ):
-        fit(new_model(ThreeLevels(), OneByOne))
+        fit(new_model(ThreeLevels(), conftest.OneByOne))
     with pytest.raises(NotImplementedError, match="one variable at a time"):
-        fit(new_model(grouped(), OneByOne))
+        fit(new_model(grouped(), conftest.OneByOne))
     ends = []
-    for cls in (OneByOne, l2l_tf.LearnedOptimizer):
+    for cls in (conftest.OneByOne, l2l_tf.LearnedOptimizer):
         variable = tf.Variable([1.0, -2.0])
         for _ in range(2):
             cls(ThreeLevels()).apply([tf.constant([0.5, 0.1])], [variable])

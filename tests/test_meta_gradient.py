@@ -288,6 +288,14 @@ def test_meta_gradient_checks_its_arguments():
     assert len(call(backward_fraction=0.5, seed=(1, 2))) == len(rule.trainable_variables)
 
 
+def test_a_rule_with_nothing_to_train_has_no_meta_gradient():
+    problem, rule = problems.Quadratic(), update_rules.Adam(0.1)
+    parameters, (batches,) = episode(problem)
+    state = initial_state(rule, problem.layout, 2)
+    received, _ = by_identity(rule, problem, parameters, state, batches, objectives.loss_sum)
+    assert received == []
+
+
 def test_pieces_side_by_side_equal_one(monkeypatch):
     problem, rule = conftest.keras_problem(), rnnprop()
     parameters, (batches,) = episode(problem)

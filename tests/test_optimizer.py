@@ -54,17 +54,11 @@ def test_fit_with_a_rule_equals_fit_with_the_keras_optimizer(kwargs):
     np.testing.assert_allclose(ours, keras_, rtol=1e-5)
 
 
-class OneByOne(l2l_tf.LearnedOptimizer):
-    """As a Keras without the private hook would run it."""
-
-    _distributed_tf_update_step = keras.optimizers.Optimizer._distributed_tf_update_step
-
-
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_all_variables_at_once_equal_one_by_one_and_piece_by_piece(monkeypatch, jit_compile):
     together = compiled(l2l_tf.LearnedOptimizer(lstm()))
     fit(together)
-    one_by_one = compiled(OneByOne(lstm()), jit_compile=jit_compile)
+    one_by_one = compiled(conftest.OneByOne(lstm()), jit_compile=jit_compile)
     fit(one_by_one)
     np.testing.assert_allclose(weights(together), weights(one_by_one), atol=1e-5)
 

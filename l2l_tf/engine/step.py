@@ -5,136 +5,17 @@ they are of; each piece has a state of its own, which its step replaces as a who
 What a rule needs beside (features, gates, the new state) is larger than the state itself: few
 pieces are held at once.
 
-``ModelStep`` is what an optimizer has; an unroll takes the same steps, by ``CoordinatesStep``.
+An optimizer's are in ``model_step.py``, an unroll's in ``optimizee_step.py``.
 """
 
 import functools
-import itertools
 import math
 
-import numpy as np
 import tensorflow as tf
 
 from l2l_tf.engine import pieces
-from l2l_tf.engine.parts import Parts
 from l2l_tf.engine.program import Program
 from l2l_tf.update_rules import levels
-
-
-class ModelStep:
-    """One step of a rule for the variables of a model, each of its parts by itself.
-
-    A *state* here is a list, for each part what its step has for one.
-
-    Args:
-        rule: an ``UpdateRule``.
-        layout: list of ``(name, shape)`` of the variables.
-    """
-
-    def __init__(self, rule, layout):
-        parts = Parts(rule, layout)
-        self._layout = layout
-        self._indices = [part.indices for part in parts.parts]
-        self._steps = [
-            CoordinatesStep(rule, of_part, most=pieces.policy().most)
-            if rule.coupling == "coordinate"
-            else TensorsStep(rule, of_part)
-            for rule, of_part in parts
-        ]
-
-    def initial_state(self, make):
-        """The state before the first step.
-
-        Args:
-            make: function of a shape, an initializer, a name, and whether it is of a control,
-                to a leaf.
-        """
-
-        def make_of(part):
-            return lambda *args, name, **kwargs: make(*args, name=f"part_{part}_{name}", **kwargs)
-
-        return [step.initial_state(make_of(part)) for part, step in enumerate(self._steps)]
-
-    def __call__(self, present, gradients, parameters, state, assign):
-        """Takes a step of some of the variables.
-
-        Args:
-            present: their indices in the layout, increasing.
-            gradients: for each, of its shape and the rule's dtype.
-            parameters: alike, its value; read by rules that see parameters.
-            state: with ``tf.Variable`` as leaves.
-            assign: function of a variable and a value.
-
-        Returns:
-            List of updates, like the gradients or flat.
-        """
-        updates = dict.fromkeys(present)
-        of_variable = {i: (g, p) for i, g, p in zip(present, gradients, parameters)}
-        for indices, step, variables in zip(self._indices, self._steps, state):
-            places = [place for place, i in enumerate(indices) if i in of_variable]
-            if not places:
-                continue
-            some = [of_variable[indices[place]] for place in places]
-            inputs = levels.inputs(step.rule, *map(list, zip(*some)))
-            values = tf.nest.map_structure(tf.convert_to_tensor, variables)
-            if len(places) == len(indices):
-                steps, values = step.run(inputs, values)
-            else:  # the others' state stays
-                steps, values = _run_some(step, places, inputs, values)
-            for variable, value in zip(tf.nest.flatten(variables), tf.nest.flatten(values)):
-                assign(variable, value)
-            updates |= {indices[place]: update for place, update in zip(places, steps)}
-        return list(updates.values())
-
-    def rules_at_rest(self):
-        """The learned rules of the rule that make no step, tried for a few, each on a tensor."""
-        at_rest = []
-        for indices, step in zip(self._indices, self._steps):
-            tensors = [self._layout[i] for i in indices if math.prod(self._layout[i][1])]
-            if tensors and step.rule.trainable_variables:
-                smallest = min(tensors, key=lambda tensor: math.prod(tensor[1]))
-                if not any(map(np.any, levels.trial(step.rule, smallest, 1.0, num_steps=3))):
-                    at_rest.append(step.rule)
-        return at_rest
-
-    def slices(self, state):
-        """Where the state of each of the layout's tensors is.
-
-        Returns:
-            For each tensor, for each leaf, a list of ``(leaf of the state, start, size)`` along the
-            last axis; a start of None is all of a leaf of any shape.
-        """
-        of_tensors = [None] * len(self._layout)
-        for indices, step, of_part in zip(self._indices, self._steps, state):
-            for place, index in enumerate(indices):
-                of_tensors[index] = step.slices(of_part, place)
-        return of_tensors
-
-    def of_tensors(self, leaves):
-        """The state, given for one tensor of the layout after another its leaves, whole."""
-        leaves, states = iter(leaves), [None] * len(self._layout)
-        places = {
-            index: (step, place)
-            for indices, step in zip(self._indices, self._steps)
-            for place, index in enumerate(indices)
-        }
-        for index, (step, place) in sorted(places.items(), key=lambda item: item[0]):
-            structure = step.structure(place)
-            values = list(itertools.islice(leaves, len(tf.nest.flatten(structure))))
-            states[index] = tf.nest.pack_sequence_as(structure, values)
-        return [
-            step.of_tensors([states[index] for index in indices])
-            for indices, step in zip(self._indices, self._steps)
-        ]
-
-
-def _run_some(step, places, inputs, state):
-    """A step of some of the tensors alone, and the state of all after it."""
-    states, some = step.by_tensor(state), step.only(places)
-    updates, new = some.run(inputs, some.of_tensors([states[place] for place in places]))
-    for place, of_tensor in zip(places, some.by_tensor(new)):
-        states[place] = of_tensor
-    return updates, step.of_tensors(states)
 
 
 class CoordinatesStep:
@@ -166,7 +47,7 @@ class CoordinatesStep:
             self._runs_of_pieces[run.piece].append(run)
 
     def initial_state(self, make):
-        """See ``ModelStep``."""
+        """See ``ModelStep`` in ``model_step.py``."""
         of_pieces = [
             _made(lambda size=size: self.rule.initial_state(size), make, f"piece_{piece}_state")
             for piece, size in enumerate(self.piece_sizes)
@@ -243,17 +124,14 @@ class CoordinatesStep:
         ]
         if not self.rule.has_control:
             return of_tensors
-        return [
-            (of_tensor, tf.nest.map_structure(lambda leaf, k=k: leaf[..., k : k + 1], control))
-            for k, of_tensor in enumerate(of_tensors)
-        ]
+        return list(zip(of_tensors, levels.split_state(control, [1] * len(self.sizes))))
 
     def of_tensors(self, states):
         """The inverse of ``by_tensor``."""
         control = ()
         if self.rule.has_control:
             states, columns = zip(*states)
-            control = tf.nest.map_structure(lambda *leaves: tf.concat(leaves, axis=-1), *columns)
+            control = levels.join_states(columns)
         by_leaf = list(zip(*map(tf.nest.flatten, states)))
         of_pieces = [
             tf.nest.pack_sequence_as(states[0], [self._of_piece(leaf, p) for leaf in by_leaf])
@@ -262,7 +140,7 @@ class CoordinatesStep:
         return of_pieces, control
 
     def slices(self, state, tensor):
-        """See ``ModelStep``."""
+        """See ``ModelStep`` in ``model_step.py``."""
         of_pieces, control = state
         runs = [(run.piece, run.place, run.size) for run in self._runs_of_tensors[tensor]]
         by_leaf = zip(*map(tf.nest.flatten, of_pieces))
@@ -298,7 +176,7 @@ class TensorsStep:
         self._layout = layout
 
     def initial_state(self, make):
-        """See ``ModelStep``."""
+        """See ``ModelStep`` in ``model_step.py``."""
         return [
             _made(lambda tensor=tensor: self.rule.initial_state([tensor])[0], make, f"tensor_{k}")
             for k, tensor in enumerate(self._layout)

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from l2l_tf.engine import optimizee_step
 from l2l_tf.engine.parts import Parts
-from l2l_tf.engine.program import Program
-from l2l_tf.engine.step import CoordinatesStep
 from l2l_tf.update_rules import base, levels
 
 
@@ -72,7 +71,8 @@ def unroll(
     num_optimizees = parameters.shape[0]
     parts = Parts(rule, problem.layout)
     steps = [
-        _part_step(*part, num_optimizees, is_compiled=not second_derivatives) for part in parts
+        optimizee_step.step(*part, num_optimizees, is_compiled=not second_derivatives)
+        for part in parts
     ]
     sees_parameters = any(step.rule.sees_parameters for step in steps)
 
@@ -84,7 +84,9 @@ def unroll(
         losses, gradients = evaluate(t, parameters)
         seen = [parameters] if sees_parameters else []
         updates, new_states, of_controls = [], [], []
-        of_parts = zip(parts.take(gradients), parts.take(parameters))
+        of_gradients = parts.take(gradients)
+        of_parameters = parts.take(parameters) if sees_parameters else of_gradients
+        of_parts = zip(of_gradients, of_parameters)
         for part_step, of_part, state in zip(steps, of_parts, states):
             inputs = levels.inputs(part_step.rule, *of_part)
             update, state, of_control = part_step(inputs, state)
@@ -117,7 +119,7 @@ def unroll(
             records.append(_array(num_steps, parameters.shape, parameters.dtype))
         for part_step in steps:
             records += [
-                _array(num_steps, shape, parameters.dtype) for shape in part_step.recorded_shapes()
+                _array(num_steps, shape, parameters.dtype) for shape in part_step.recorded_shapes
             ]
         starts = [_array(num_segments, s.shape, s.dtype) for s in tf.nest.flatten(state)]
 
@@ -140,7 +142,7 @@ def unroll(
         segment_states=tf.nest.pack_sequence_as(state, [array.stack() for array in starts]),
         visited=recorded.pop(0) if sees_parameters else (),
         controls=tuple(
-            tuple(recorded.pop(0) for _ in part_step.recorded_shapes()) for part_step in steps
+            tuple(recorded.pop(0) for _ in part_step.recorded_shapes) for part_step in steps
         ),
     )
 
@@ -153,129 +155,9 @@ def initial_state(rule, layout, num_optimizees):
     several parts, the list of theirs.
     """
     parts = Parts(rule, layout)
-    return parts.state_of_rule([_initial_state(*part, num_optimizees) for part in parts])
-
-
-def _initial_state(rule, layout, num_optimizees):
-    if rule.coupling != "coordinate":
-        return [rule.initial_state(layout) for _ in range(num_optimizees)]
-    shapes = [shape for _, shape in layout]
-    tensors = levels.Tensors.of_shapes(shapes, rule.dtype, num_optimizees)
-    return levels.initial_state(rule, num_optimizees * base.num_coordinates(layout), tensors)
-
-
-def _part_step(rule, layout, num_optimizees, is_compiled):
-    """One step of a part of a rule on M optimizees; see ``_WholeStep``."""
-    if rule.coupling != "coordinate":
-        return _CoupledStep(rule, layout, is_compiled)
-    return (_PieceStep if is_compiled else _WholeStep)(rule, layout, num_optimizees)
-
-
-class _WholeStep:
-    """Of all coordinates at once, not compiled, for a tape around it.
-
-    Called with inputs ``[M, N]`` and a state; to updates, the new state, and what there is to
-    record. ``split`` makes such a state of one that is whole, ``join`` undoes that.
-    """
-
-    def __init__(self, rule, layout, num_optimizees):
-        shapes = [shape for _, shape in layout]
-        self.rule = rule
-        self._tensors = levels.Tensors.of_shapes(shapes, rule.dtype, num_optimizees)
-        sizes = [base.num_coordinates([tensor]) for tensor in layout]
-        self._owners = levels.owners_of(sizes * num_optimizees)
-
-    def __call__(self, inputs, state):
-        vectors = tf.nest.map_structure(lambda leaf: tf.reshape(leaf, [-1]), inputs)
-        updates, state = levels.step(self.rule, vectors, state, self._tensors, self._owners)
-        return tf.reshape(updates, tf.nest.flatten(inputs)[0].shape), state, ()
-
-    def split(self, state):
-        return state
-
-    join = split
-
-    def recorded_shapes(self):
-        return ()
-
-
-class _PieceStep:
-    """Compiled, the coordinates cut into pieces that run side by side."""
-
-    def __init__(self, rule, layout, num_optimizees):
-        self.rule = rule
-        self._step = CoordinatesStep(rule, layout, num_optimizees)
-        self._weights = self._step.program.weights()
-
-    def __call__(self, inputs, state):
-        pieces = tf.nest.map_structure(self._split_leaf, inputs)  # a list for each vector
-
-        def take(piece):
-            return levels.map_inputs(lambda of_vector: of_vector[piece], pieces)
-
-        updates, state, recorded = self._step.advance(self._weights, take, state)
-        updates = tf.reshape(tf.concat(updates, axis=0), tf.nest.flatten(inputs)[0].shape)
-        return updates, state, recorded
-
-    def recorded_shapes(self):
-        """Of what a step returns to be recorded."""
-        if not self.rule.has_control:
-            return ()
-        tensors = self._step.tensors
-        return [
-            (size, *tensors.sizes.shape) for size in levels.sizes_of_control(self.rule, tensors)
-        ]
-
-    def _split_leaf(self, vectors):
-        return tf.split(tf.reshape(vectors, [-1]), self._step.piece_sizes)
-
-    def split(self, state):
-        coordinates, control = state if self.rule.has_control else (state, ())
-        leaves = [
-            tf.split(leaf, self._step.piece_sizes, axis=-1) for leaf in tf.nest.flatten(coordinates)
-        ]
-        of_pieces = [
-            tf.nest.pack_sequence_as(coordinates, [of_leaf[piece] for of_leaf in leaves])
-            for piece in range(len(self._step.piece_sizes))
-        ]
-        return of_pieces, control
-
-    def join(self, state):
-        of_pieces, control = state
-        whole = tf.nest.map_structure(lambda *shares: tf.concat(shares, axis=-1), *of_pieces)
-        return (whole, control) if self.rule.has_control else whole
-
-
-class _CoupledStep:
-    """Of a rule whose coordinates are coupled, one optimizee after another."""
-
-    def __init__(self, rule, layout, is_compiled):
-        self.rule = rule
-        self._layout = layout
-        self._update = rule.update
-        if is_compiled:
-            program = Program(rule)
-            weights = program.weights()
-            self._update = lambda inputs, state: program.update(weights, inputs, state)
-
-    def __call__(self, inputs, states):
-        updates, new = [], []
-        for optimizee, state in enumerate(states):
-            tensors = levels.map_inputs(
-                lambda vectors, m=optimizee: base.split(vectors[m], self._layout), inputs
-            )
-            of_optimizee, state = self._update(tensors, state)
-            updates.append(base.flatten(of_optimizee))
-            new.append(state)
-        return tf.stack(updates), new, ()
-
-    def split(self, state):
-        return state
-
-    join = split
-
-    def recorded_shapes(self):
-        return ()
+    return parts.state_of_rule(
+        [optimizee_step.initial_state(*part, num_optimizees) for part in parts]
+    )
 
 
 def losses_and_gradients(problem, parameters, batch):

@@ -37,7 +37,7 @@ def of_updates(rule, inputs, state, cotangents, controls=None, owners=None):
         return tf.add_n(tf.nest.flatten(products)), state
 
     if rule.state_depends_on_weights:
-        return _through_time(num_steps, inner_product, state, weights, controls)
+        return _through_time(rule, num_steps, inner_product, state, weights, controls)
     return _step_by_step(num_steps, inner_product, state, weights, controls)
 
 
@@ -58,10 +58,11 @@ def of_control(rule, summaries, state, cotangents, tensors):
         return tf.reduce_sum(controls * cotangents_at_t), state
 
     weights = [v.value for v in rule.trainable_variables]
-    return _through_time(cotangents.shape[0], inner_product, state, weights, None)[0]
+    num_steps = cotangents.shape[0]
+    return _through_time(rule, num_steps, inner_product, state, weights, None)[0]
 
 
-def _through_time(num_steps, inner_product, state, weights, controls):
+def _through_time(rule, num_steps, inner_product, state, weights, controls):
     """Backpropagation through time, on a tape of all steps."""
     sources = weights if controls is None else [*weights, controls]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -77,7 +78,7 @@ def _through_time(num_steps, inner_product, state, weights, controls):
         *_, total = tf.while_loop(
             lambda t, *_: t < num_steps,
             step,
-            (0, state, tf.zeros([], weights[0].dtype if weights else controls.dtype)),
+            (0, state, tf.zeros([], rule.dtype)),
             maximum_iterations=num_steps,
         )
     products = tape.gradient(total, sources, unconnected_gradients="zero")

@@ -139,22 +139,15 @@ def _update(rule, inputs, states):
     gradients = tf.nest.flatten(inputs)[: len(states)]
     sizes = [gradient.shape.num_elements() for gradient in gradients]
     seen = levels.map_inputs(base.flatten, inputs)
-    state = tf.nest.map_structure(lambda *leaves: tf.concat(leaves, axis=-1), *states)
+    state = levels.join_states(states)
     tensors = levels.Tensors.of_shapes([gradient.shape for gradient in gradients], rule.dtype)
     updates, state = levels.step(rule, seen, state, tensors, levels.owners_of(sizes))
     updates = base.split(updates, [("", gradient.shape) for gradient in gradients])
-    ones = [1] * len(sizes)  # of a control, a column a tensor
-    of_coordinates, *of_control = state if rule.has_control else (state,)
-    split = [_split(of_coordinates, sizes), *(_split(control, ones) for control in of_control)]
-    return updates, list(zip(*split)) if rule.has_control else split[0]
-
-
-def _split(state, sizes):
-    leaves = [tf.split(leaf, sizes, axis=-1) for leaf in tf.nest.flatten(state)]
-    return [
-        tf.nest.pack_sequence_as(state, [of_leaf[k] for of_leaf in leaves])
-        for k in range(len(sizes))
-    ]
+    if not rule.has_control:
+        return updates, levels.split_state(state, sizes)
+    coordinates, control = state
+    columns = levels.split_state(control, [1] * len(sizes))
+    return updates, list(zip(levels.split_state(coordinates, sizes), columns))
 
 
 def _checked(groups):

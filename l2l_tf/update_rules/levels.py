@@ -103,6 +103,20 @@ def spread(controls, owners):
     return tf.transpose(tf.gather(tf.transpose(controls), owners))
 
 
+def split_state(state, sizes):
+    """A state, leaves ``[..., N]``, as the list of those of consecutive pieces of these sizes."""
+    leaves = [tf.split(leaf, sizes, axis=-1) for leaf in tf.nest.flatten(state)]
+    return [
+        tf.nest.pack_sequence_as(state, [of_leaf[piece] for of_leaf in leaves])
+        for piece in range(len(sizes))
+    ]
+
+
+def join_states(states):
+    """The inverse of ``split_state``."""
+    return tf.nest.map_structure(lambda *leaves: tf.concat(leaves, axis=-1), *states)
+
+
 def initial_state(rule, num_coordinates, tensors):
     """The state of a coordinatewise rule's coordinates; of one with a control, a pair with its."""
     coordinates = rule.initial_state(num_coordinates)

@@ -49,7 +49,7 @@ class GlobalAveragingLSTM(LSTMStack):
         dtype="float32",
         name=None,
     ):
-        super().__init__(layers, 2, 1, zero_head, seed, dtype=dtype, name=name)
+        super().__init__(layers, 2, 1, output_scale, zero_head, seed, dtype=dtype, name=name)
         self.num_averaging = arguments.integer("num_averaging", num_averaging, 1)
         if num_averaging > min(self.layers):
             raise ValueError(
@@ -58,8 +58,6 @@ class GlobalAveragingLSTM(LSTMStack):
             )
         preprocessing.check_p(p, self.dtype)
         self.p = p
-        arguments.real("output_scale", output_scale, above=0)
-        self.output_scale = output_scale
 
     def initial_state(self, layout):
         return [self.initial_layers(base.num_coordinates([tensor])) for tensor in layout]
@@ -85,5 +83,4 @@ class GlobalAveragingLSTM(LSTMStack):
             **super().get_config(),
             "num_averaging": self.num_averaging,
             "p": self.p,
-            "output_scale": self.output_scale,
         }

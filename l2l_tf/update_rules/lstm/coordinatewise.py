@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from l2l_tf import arguments, preprocessing
+from l2l_tf import preprocessing
 from l2l_tf.update_rules import base
 from l2l_tf.update_rules.lstm import cells, kernel
 from l2l_tf.update_rules.lstm.stack import LSTMStack
@@ -16,11 +16,11 @@ class LSTMRule(LSTMStack):
     scale of what comes out.
 
     Args:
-        layers, num_features, zero_head, seed: as of ``LSTMStack``.
+        layers, num_features, output_scale, zero_head, seed: as of ``LSTMStack``.
     """
 
-    def __init__(self, layers, num_features, zero_head, seed, **kwargs):
-        super().__init__(layers, num_features, 1, zero_head, seed, **kwargs)
+    def __init__(self, layers, num_features, output_scale, zero_head, seed, **kwargs):
+        super().__init__(layers, num_features, 1, output_scale, zero_head, seed, **kwargs)
 
     def preprocess(self, gradients, moments):
         """Gradients ``[N]`` to ``(features [num_features, N], moments)``.
@@ -123,11 +123,9 @@ class CoordinatewiseLSTM(LSTMRule):
         dtype="float32",
         name=None,
     ):
-        super().__init__(layers, 2, zero_head, seed, dtype=dtype, name=name)
+        super().__init__(layers, 2, output_scale, zero_head, seed, dtype=dtype, name=name)
         preprocessing.check_p(p, self.dtype)
         self.p = p
-        arguments.real("output_scale", output_scale, above=0)
-        self.output_scale = output_scale
 
     def preprocess(self, gradients, moments):
         return preprocessing.log_and_sign(gradients, self.p), moments
@@ -136,4 +134,4 @@ class CoordinatewiseLSTM(LSTMRule):
         return self.output_scale * outputs
 
     def get_config(self):
-        return {**super().get_config(), "p": self.p, "output_scale": self.output_scale}
+        return {**super().get_config(), "p": self.p}

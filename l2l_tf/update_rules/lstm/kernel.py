@@ -84,23 +84,19 @@ def _gradient(op, *cotangents):
     inputs = list(op.inputs)
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        again = _by_tensorflow(inputs, op.get_attr("W"))
+        again = _by_tensorflow(inputs)
     return tape.gradient(again, inputs, output_gradients=list(cotangents))
 
 
-def _by_tensorflow(inputs, num_weights):
+def _by_tensorflow(inputs):
     """What the kernel computes: from the flat list of its inputs to that of its outputs."""
-    features, weights, states = inputs[0], inputs[1 : 1 + num_weights], inputs[1 + num_weights :]
+    num_layers = (len(inputs) - 3) // 4
+    features, weights, states = inputs[0], inputs[1 : -2 * num_layers], inputs[-2 * num_layers :]
     *kernels_and_biases, head, head_bias = weights
-    num_of_layers = num_weights - 2  # as many states of a piece as weights of its layers
-    pieces = [states[i : i + num_of_layers] for i in range(0, len(states), num_of_layers)]
-    outputs, new_states = [], []
-    of_pieces = tf.split(features, [piece[0].shape[1] for piece in pieces], axis=1)
-    for inputs, piece in zip(of_pieces, pieces):
-        for index in range(0, num_of_layers, 2):
-            layer = cells.halved(*kernels_and_biases[index : index + 2])
-            of_layer = [tf.cast(state, features.dtype) for state in piece[index : index + 2]]
-            (inputs, cell), _ = cells.step(*layer, inputs, of_layer)
-            new_states += [tf.cast(new, piece[0].dtype) for new in (inputs, cell)]
-        outputs.append(tf.matmul(head, inputs) + head_bias)
-    return [tf.concat(outputs, axis=1), *new_states]
+    new_states = []
+    for index in range(num_layers):
+        layer = cells.halved(*kernels_and_biases[2 * index : 2 * index + 2])
+        of_layer = [tf.cast(state, features.dtype) for state in states[2 * index : 2 * index + 2]]
+        (features, cell), _ = cells.step(*layer, features, of_layer)
+        new_states += [tf.cast(new, states[0].dtype) for new in (features, cell)]
+    return [tf.matmul(head, features) + head_bias, *new_states]

@@ -56,13 +56,18 @@ class KernelwiseLSTM(LSTMStack):
         kernel_shape = tuple(arguments.integer("kernel_shape", size, 1) for size in kernel_shape)
         num_weights = kernel_shape[0] * kernel_shape[1]
         super().__init__(
-            layers, 2 * num_weights, num_weights, zero_head, seed, dtype=dtype, name=name
+            layers,
+            2 * num_weights,
+            num_weights,
+            output_scale,
+            zero_head,
+            seed,
+            dtype=dtype,
+            name=name,
         )
         preprocessing.check_p(p, self.dtype)
         self.kernel_shape = kernel_shape
         self.p = p
-        arguments.real("output_scale", output_scale, above=0)
-        self.output_scale = output_scale
 
     @property
     def tensor_shape(self):
@@ -101,5 +106,4 @@ class KernelwiseLSTM(LSTMStack):
             **super().get_config(),
             "kernel_shape": list(self.kernel_shape),
             "p": self.p,
-            "output_scale": self.output_scale,
         }

@@ -1,15 +1,13 @@
 // The op L2lLstmStep: one step of stacked LSTM layers and a linear head on N columns, on a CPU.
 //
-// As update_rules/cells.step, but a block of columns goes through all of it while it is in
-// registers and the first-level cache: gates are never written to memory. Feature-major: every
-// tensor is [rows, N]. Of TensorFlow, only its C interface is used.
+// As cells.step, but a block of columns goes through all of it while it is in registers and the
+// first-level cache: gates are never written to memory. Feature-major: every tensor is [rows, N]. Of
+// TensorFlow, only its C interface is used.
 //
 //   inputs   features [F, N]; kernel [4 * units, inputs + units] and bias [4 * units, 1] of each
-//            layer, head [outputs, units], head bias [outputs, 1]; for each piece of the columns,
-//            n of them, hidden and cell [units, n] of each layer, in float32 or bfloat16
-//   outputs  [outputs, N]; for each piece, new hidden and cell of each layer
-//
-// Pieces: the states of several variables, which would take longer to join and to split again.
+//            layer, head [outputs, units], head bias [outputs, 1]; hidden and cell [units, N] of
+//            each layer, in float32 or bfloat16
+//   outputs  [outputs, N]; new hidden and cell of each layer
 //
 // A call runs on one thread: the caller cuts columns into as many calls as there are cores.
 //
@@ -322,10 +320,9 @@ bool Streams(const Stack& stack, int64_t n, const std::vector<T*>& new_states) {
   return aligned && bytes > kCache;
 }
 
-// A piece: n columns of features and outputs, and the states of these.
 template <typename T>
-void StepColumns(const Stack& stack, int64_t n, Rows<const float> features,
-                 const std::vector<const T*>& states, Rows<float> outputs,
+void StepColumns(const Stack& stack, int64_t n, const float* features,
+                 const std::vector<const T*>& states, float* outputs,
                  const std::vector<T*>& new_states) {
   const int num_states = states.size();
   std::vector<Vector> inputs(stack.Widest() * kVectors), above(inputs);
@@ -340,8 +337,8 @@ void StepColumns(const Stack& stack, int64_t n, Rows<const float> features,
       updated[s] = {new_states[s] + first, n};
     }
     const auto step = streams ? StepBlock<T, true> : StepBlock<T, false>;
-    step(stack, {features.start + first, features.stride}, old.data(),
-         {outputs.start + first, outputs.stride}, updated.data(), inputs.data(), above.data());
+    step(stack, {features + first, n}, old.data(), {outputs + first, n}, updated.data(),
+         inputs.data(), above.data());
   }
 #if defined(__AVX512F__)
   if (streams) _mm_sfence();  // for whoever reads the new states
@@ -349,7 +346,7 @@ void StepColumns(const Stack& stack, int64_t n, Rows<const float> features,
   const int64_t rest = n - first;
   if (rest == 0) return;
   Padded<float> last_features(stack.num_features), last_outputs(stack.num_outputs);
-  last_features.Fill(features.start + first, features.stride, rest);
+  last_features.Fill(features + first, n, rest);
   std::vector<Padded<T>> last, last_updated;
   for (int s = 0; s < num_states; ++s) {
     last.emplace_back(stack.layers[s / 2].units);
@@ -362,7 +359,7 @@ void StepColumns(const Stack& stack, int64_t n, Rows<const float> features,
   }
   StepBlock<T, false>(stack, last_features.const_rows(), old.data(), last_outputs.rows(),
                       updated.data(), inputs.data(), above.data());
-  last_outputs.Empty(outputs.start + first, outputs.stride, rest);
+  last_outputs.Empty(outputs + first, n, rest);
   for (int s = 0; s < num_states; ++s) last_updated[s].Empty(new_states[s] + first, n, rest);
 }
 
@@ -383,9 +380,9 @@ std::string Mismatch(const std::vector<Tensor>& inputs, int num_layers) {
   for (const Tensor& tensor : inputs) {
     if (TF_NumDims(tensor.get()) != 2) return "every input must have two axes";
   }
+  const int64_t n = Size(inputs[0], 1);
   int64_t width = Size(inputs[0], 0);
   const Tensor* states = &inputs[2 * num_layers + 3];
-  const size_t num_states = inputs.size() - 2 * num_layers - 3;
   for (int l = 0; l < num_layers; ++l) {
     const int64_t units = Size(states[2 * l], 0);
     const Tensor &kernel = inputs[1 + 2 * l], &bias = inputs[2 + 2 * l];
@@ -393,16 +390,8 @@ std::string Mismatch(const std::vector<Tensor>& inputs, int num_layers) {
         Size(bias, 0) != 4 * units || Size(bias, 1) != 1) {
       return "kernel and bias of layer " + std::to_string(l) + " do not fit its inputs and state";
     }
-    int64_t columns = 0;
-    bool fits = units > 0;
-    for (size_t s = 2 * l; s < num_states; s += 2 * num_layers) {
-      const int64_t n = Size(states[s - 2 * l], 1);
-      for (const Tensor* state : {&states[s], &states[s + 1]}) {
-        fits &= Size(*state, 0) == units && Size(*state, 1) == n;
-      }
-      columns += n;
-    }
-    if (!fits || columns != Size(inputs[0], 1)) {
+    if (units == 0 || Size(states[2 * l + 1], 0) != units || Size(states[2 * l], 1) != n ||
+        Size(states[2 * l + 1], 1) != n) {
       return "the state of layer " + std::to_string(l) + " does not fit the features";
     }
     width = units;
@@ -416,38 +405,18 @@ std::string Mismatch(const std::vector<Tensor>& inputs, int num_layers) {
 
 template <typename T>
 void Run(const Stack& stack, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) {
-  const size_t of_piece = 2 * stack.layers.size();
-  const size_t first_state = inputs.size() - outputs.size() + 1;
-  const int64_t stride = Size(inputs[0], 1);
-  int64_t first = 0;
-  for (size_t piece = 1; piece < outputs.size(); piece += of_piece) {
-    std::vector<const T*> states;
-    std::vector<T*> new_states;
-    for (size_t s = piece; s < piece + of_piece; ++s) {
-      states.push_back(Data<T>(inputs[first_state + s - 1]));
-      new_states.push_back(Data<T>(outputs[s]));
-    }
-    const int64_t n = Size(outputs[piece], 1);
-    StepColumns<T>(stack, n, {Data<float>(inputs[0]) + first, stride}, states,
-                   {Data<float>(outputs[0]) + first, stride}, new_states);
-    first += n;
+  const int first_state = inputs.size() - outputs.size() + 1;
+  std::vector<const T*> states;
+  std::vector<T*> new_states;
+  for (size_t s = 1; s < outputs.size(); ++s) {
+    states.push_back(Data<T>(inputs[first_state + s - 1]));
+    new_states.push_back(Data<T>(outputs[s]));
   }
+  StepColumns<T>(stack, Size(inputs[0], 1), Data<float>(inputs[0]), states, Data<float>(outputs[0]),
+                 new_states);
 }
 
-// A kernel's own: the number of its weights, by which it knows its layers.
-void* Create(TF_OpKernelConstruction* construction) {
-  Status status(TF_NewStatus(), TF_DeleteStatus);
-  int64_t num_weights = 0;
-  TF_OpKernelConstruction_GetAttrInt64(construction, "W", &num_weights, status.get());
-  if (TF_GetCode(status.get()) != TF_OK) {
-    TF_OpKernelConstruction_Failure(construction, status.get());
-  }
-  return new int64_t(num_weights);
-}
-
-void Delete(void* kernel) { delete static_cast<int64_t*>(kernel); }
-
-void Compute(void* kernel, TF_OpKernelContext* context) {
+void Compute(void*, TF_OpKernelContext* context) {
   Status status(TF_NewStatus(), TF_DeleteStatus);
   auto failed = [&] {
     if (TF_GetCode(status.get()) == TF_OK) return false;
@@ -455,8 +424,7 @@ void Compute(void* kernel, TF_OpKernelContext* context) {
     return true;
   };
   const int num_inputs = TF_NumInputs(context);
-  const int num_weights = *static_cast<int64_t*>(kernel);
-  const int num_layers = (num_weights - 2) / 2, num_states = num_inputs - num_weights - 1;
+  const int num_layers = (num_inputs - 3) / 4;
   std::vector<Tensor> inputs, outputs;
   for (int i = 0; i < num_inputs; ++i) {
     TF_Tensor* tensor = nullptr;
@@ -464,9 +432,9 @@ void Compute(void* kernel, TF_OpKernelContext* context) {
     if (failed()) return;
     inputs.emplace_back(tensor, TF_DeleteTensor);
   }
-  // There are as many new states as states.
-  const bool is_complete = num_layers > 0 && num_weights % 2 == 0 && num_states > 0 &&
-                           num_states % (2 * num_layers) == 0 &&
+  // There are as many new states as states, so the rest are weights.
+  const int num_states = 2 * num_layers;
+  const bool is_complete = num_layers > 0 && num_inputs == 4 * num_layers + 3 &&
                            TF_NumOutputs(context) == num_states + 1;
   const std::string mismatch =
       is_complete ? Mismatch(inputs, num_layers)
@@ -476,12 +444,12 @@ void Compute(void* kernel, TF_OpKernelContext* context) {
     failed();
     return;
   }
-  const int first_state = num_weights + 1;
+  const int64_t n = Size(inputs[0], 1);
+  const int first_state = 2 * num_layers + 3;
   const TF_DataType type = TF_TensorType(inputs[first_state].get());
   for (int o = 0; o < 1 + num_states; ++o) {
     const bool is_state = o > 0;
     const int64_t rows = Size(inputs[is_state ? first_state + o - 1 : first_state - 2], 0);
-    const int64_t n = Size(inputs[is_state ? first_state + o - 1 : 0], 1);
     const int64_t shape[] = {rows, n};
     const size_t bytes = rows * n * (is_state && type == TF_BFLOAT16 ? 2 : 4);
     TF_Tensor* tensor = TF_AllocateOutput(context, o, is_state ? type : TF_FLOAT, shape, 2, bytes,
@@ -524,7 +492,7 @@ bool Register() {
   TF_RegisterOpDefinition(op, status.get());
   if (TF_GetCode(status.get()) != TF_OK) return false;
   TF_RegisterKernelBuilder(L2L_TF_OP,
-                           TF_NewKernelBuilder(L2L_TF_OP, "CPU", Create, Compute, Delete),
+                           TF_NewKernelBuilder(L2L_TF_OP, "CPU", nullptr, Compute, nullptr),
                            status.get());
   return TF_GetCode(status.get()) == TF_OK;
 }

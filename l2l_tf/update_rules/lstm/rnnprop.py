@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from l2l_tf import arguments, preprocessing
+from l2l_tf import preprocessing
 from l2l_tf.update_rules.lstm.coordinatewise import LSTMRule
 
 
@@ -44,12 +44,10 @@ class RNNprop(LSTMRule):
         dtype="float32",
         name=None,
     ):
-        super().__init__(layers, 2, zero_head, seed, dtype=dtype, name=name)
+        super().__init__(layers, 2, output_scale, zero_head, seed, dtype=dtype, name=name)
         preprocessing.check_betas(beta_1, beta_2)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
-        arguments.real("output_scale", output_scale, above=0)
-        self.output_scale = output_scale
 
     def initial_moments(self, num_coordinates):
         zeros = tf.zeros([num_coordinates], self.dtype)
@@ -66,5 +64,4 @@ class RNNprop(LSTMRule):
             **super().get_config(),
             "beta_1": self.beta_1,
             "beta_2": self.beta_2,
-            "output_scale": self.output_scale,
         }

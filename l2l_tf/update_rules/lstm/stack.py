@@ -20,12 +20,13 @@ class LSTMStack(base.UpdateRule):
         layers: units of each LSTM layer, a sequence of positive ints.
         num_features: features of a column.
         num_outputs: outputs of a column.
+        output_scale: factor on the outputs, which a subclass applies.
         zero_head: start from a head of zeros, so that the untrained rule makes no step, rather
             than a random one.
         seed: int, of the initial meta-parameters; None draws them anew each time.
     """
 
-    def __init__(self, layers, num_features, num_outputs, zero_head, seed, **kwargs):
+    def __init__(self, layers, num_features, num_outputs, output_scale, zero_head, seed, **kwargs):
         super().__init__(**kwargs)
         layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
         if not layers:
@@ -35,6 +36,8 @@ class LSTMStack(base.UpdateRule):
             )
         self.layers = layers = tuple(arguments.integer("layers", units, 1) for units in layers)
         self.num_outputs = num_outputs
+        arguments.real("output_scale", output_scale, above=0)
+        self.output_scale = output_scale
         self.zero_head = arguments.boolean("zero_head", zero_head)
         self.seed = None if seed is None else arguments.integer("seed", seed)
         self._kernels, self._biases = [], []
@@ -98,6 +101,7 @@ class LSTMStack(base.UpdateRule):
         return {
             **super().get_config(),
             "layers": list(self.layers),
+            "output_scale": self.output_scale,
             "zero_head": self.zero_head,
             "seed": self.seed,
         }
