@@ -269,3 +269,11 @@ def functions_inlined():
             yield
         finally:
             cls.__call__ = call
+
+
+def resumed_epoch(model):
+    """The epoch at which ``BackupAndRestore`` lets a training go on; 0 or None for none.
+
+    Without it, that callback would restore the weights, and train all epochs again.
+    """
+    return getattr(model, "_initial_epoch", None)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import l2l_tf
 from l2l_tf.engine import pieces
+from l2l_tf.meta_training import objectives
 from l2l_tf.problems import KerasProblem
 
 # Two devices, for tests of distribution.
@@ -92,3 +93,12 @@ def in_tensorflow_alone(program):
     done = subprocess.run([sys.executable, "-c", blocked + program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def loss_weights(objective, losses):
+    """w_t, as of ``objectives.values_and_weights``."""
+    return objectives.values_and_weights(objective, losses, losses[0])[1]
+
+
+def mean_objective(objective, losses):
+    return tf.reduce_mean(objectives.values(objective, losses, losses[0])[0])

@@ -210,7 +210,7 @@ def test_random_coordinates_of_each_part_give_an_unbiased_meta_gradient():
     parameters, (batches,) = episode(problem)
     state = initial_state(rule, problem.layout, 2)
     whole, trajectory = by_identity(rule, problem, parameters, state, batches, objectives.loss_sum)
-    weights = objectives.loss_weights(objectives.loss_sum, trajectory.losses)
+    weights = conftest.loss_weights(objectives.loss_sum, trajectory.losses)
 
     @tf.function
     def part(seed):

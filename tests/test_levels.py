@@ -163,7 +163,7 @@ def test_identity_equals_taping_the_unroll(name, problem, is_grouped, chunk_size
     @tf.function
     def received():
         trajectory = unroll(whole, problem, before.parameters, before.state, second, **kwargs)
-        weights = objectives.loss_weights(objectives.loss_sum, trajectory.losses)
+        weights = conftest.loss_weights(objectives.loss_sum, trajectory.losses)
         return meta_gradient(whole, problem.layout, trajectory, weights, chunk_size=chunk_size)
 
     tolerance = 1e-9 if problem.dtype == "float64" else 1e-5
@@ -186,7 +186,7 @@ def test_drawn_coordinates_give_an_unbiased_meta_gradient(name):
     rule = RULES[name]("float64")
     problem, *of_episode = curved_episode(rule)
     trajectory = unroll(rule, problem, *of_episode, num_steps=NUM_STEPS, segment_length=SEGMENT)
-    weights = objectives.loss_weights(objectives.loss_sum, trajectory.losses)
+    weights = conftest.loss_weights(objectives.loss_sum, trajectory.losses)
 
     @tf.function
     def drawn(seed, backward_fraction=0.5):
@@ -229,7 +229,7 @@ def test_second_derivatives_equal_a_tape(name):
                 second_derivatives=True,
                 **kwargs,
             ).losses
-            value = objectives.mean_objective(objectives.loss_sum, losses)
+            value = conftest.mean_objective(objectives.loss_sum, losses)
         return value, tape.gradient(value, [v.value for v in rule.trainable_variables])
 
     _, exact = value_and_gradients()

@@ -103,7 +103,7 @@ def by_identity(rule, problem, parameters, state, batches, objective, **kwargs):
         num_steps=NUM_STEPS,
         segment_length=SEGMENT,
     )
-    weights = objectives.loss_weights(objective, trajectory.losses)
+    weights = conftest.loss_weights(objective, trajectory.losses)
     return meta_gradient(rule, problem.layout, trajectory, weights, **kwargs), trajectory
 
 
@@ -178,7 +178,7 @@ def test_random_coordinates_give_an_unbiased_meta_gradient():
     parameters, (batches,) = episode(problem)
     state = initial_state(rule, problem.layout, 2)
     whole, trajectory = by_identity(rule, problem, parameters, state, batches, objectives.loss_sum)
-    weights = objectives.loss_weights(objectives.loss_sum, trajectory.losses)
+    weights = conftest.loss_weights(objectives.loss_sum, trajectory.losses)
 
     @tf.function
     def part(seed):
@@ -228,7 +228,7 @@ def test_second_derivatives_equal_finite_differences():
         ).losses
 
     def value():
-        return objectives.mean_objective(objectives.loss_sum, losses())
+        return conftest.mean_objective(objectives.loss_sum, losses())
 
     variables = rule.trainable_variables
     with tf.GradientTape() as tape:

@@ -148,7 +148,7 @@ def test_a_meta_gradient_that_is_not_finite_is_named():
         ({"num_steps": 12}, "num_steps=12, unroll_length=5"),
         ({"meta_batch_size": 0}, "meta_batch_size=0"),
         ({"credit": "all"}, "'segment', 'episode'.*'all'"),
-        ({"objective": "mean"}, "'last', 'log', 'sqrt', 'sum'.*'mean'"),
+        ({"objective": "mean"}, "'last', 'log', 'relative', 'sqrt', 'sum'.*'mean'"),
         ({"backward_fraction": 0.0}, "backward_fraction=0.0"),
         ({"backward_fraction": 0.5, "second_derivatives": True}, "second_derivatives=True"),
     ],
@@ -173,7 +173,7 @@ def first_difference(a, b):
         ("rule", a.rule.weights, b.rule.weights),
         ("optimizer", a.optimizer.variables, b.optimizer.variables),
         ("episode", [a.episode], [b.episode]),
-        ("carry", a._carry or [], b._carry or []),
+        ("carry", *(tf.nest.flatten([c for c in t._carries if c]) for t in (a, b))),
     ):
         if any((x.numpy() != y.numpy()).any() for x, y in zip(of_a, of_b, strict=True)):
             return name

@@ -49,14 +49,26 @@ def windows(problem, side, seed, num_windows, window_length):
 
 
 def episodes(
-    problem, side, seed, purpose, first, num_episodes, *, num_windows, window_length, num_parallel
+    problem,
+    side,
+    seed,
+    purpose,
+    first,
+    num_episodes,
+    *,
+    num_windows,
+    window_length,
+    num_parallel,
+    num_at_once=1,
 ):
     """Consecutive episodes as windows, `num_parallel` optimizees side by side.
 
     Args:
         first: function that returns the number of the first episode; called at the start of each
             pass over the dataset.
-        num_episodes: int, a multiple of `num_parallel`.
+        num_episodes: int, a multiple of `num_parallel` times `num_at_once`.
+        num_at_once: groups of `num_parallel` whose windows come in turn: the first window of each,
+            the second of each, …
         others: as of ``windows`` and ``episode_seed``.
 
     Returns:
@@ -77,8 +89,44 @@ def episodes(
         )
     # Meta-training takes one window after another. Others keep all episodes, which they see again.
     is_meta_training = purpose == "meta_train"
-    num_held = num_parallel if is_meta_training else num_episodes
+    num_held = num_parallel * num_at_once if is_meta_training else num_episodes
     check_memory(problem, window_length, num_held, is_recorded=is_meta_training)
+
+    start = tf.data.Dataset.from_tensors(0).map(lambda _: first())
+    numbers = start.flat_map(lambda n: tf.data.Dataset.range(n, n + num_episodes))
+    batched = side_by_side(
+        problem,
+        side,
+        seed,
+        purpose,
+        numbers,
+        num_windows=num_windows,
+        window_length=window_length,
+        num_parallel=num_parallel,
+        num_at_once=num_at_once,
+    )
+    length = num_episodes // num_parallel * num_windows
+    return batched.prefetch(2).apply(tf.data.experimental.assert_cardinality(length))
+
+
+def side_by_side(
+    problem,
+    side,
+    seed,
+    purpose,
+    numbers,
+    *,
+    num_windows,
+    window_length,
+    num_parallel,
+    num_at_once=1,
+):
+    """As ``episodes``, of the episodes whose numbers are those of a dataset.
+
+    Args:
+        numbers: ``tf.data.Dataset`` of int64.
+        others: as of ``episodes``.
+    """
 
     def windows_of(episode):
         dataset = windows(
@@ -86,14 +134,9 @@ def episodes(
         )
         return dataset.map(lambda element: {**element, "episode": episode})
 
-    start = tf.data.Dataset.from_tensors(0).map(lambda _: first())
-    numbers = start.flat_map(lambda n: tf.data.Dataset.range(n, n + num_episodes))
-    interleaved = numbers.interleave(windows_of, cycle_length=num_parallel, block_length=1)
-    batched = interleaved.batch(num_parallel, drop_remainder=True).prefetch(2)
-    # Keras must know the length: it finds the end of a dataset of unknown length by a step too
-    # many, in which a metric's count already goes up.
-    length = num_episodes // num_parallel * num_windows
-    return batched.apply(tf.data.experimental.assert_cardinality(length))
+    cycle = num_parallel * num_at_once
+    interleaved = numbers.interleave(windows_of, cycle_length=cycle, block_length=1)
+    return interleaved.batch(num_parallel, drop_remainder=True)
 
 
 def check_memory(problem, window_length, num_optimizees, is_recorded):

@@ -25,6 +25,24 @@ class Trajectory(NamedTuple):
     visited: tf.Tensor | tuple = ()  # [T, M, N], θ_0 … θ_{T-1}, of a rule that sees parameters
     # For each part with a control, its summaries [T, S, M · K] and controls [T, C, M · K]; else ().
     controls: tuple = ()
+    runs: Any = None  # ``Runs`` after T steps: which optimizees have not diverged
+
+
+class Runs(NamedTuple):
+    """How M optimizees do in an episode: one that diverges is stopped."""
+
+    running: tf.Tensor  # bool [M]
+    first_losses: tf.Tensor  # [M], f(θ_0)
+    losses: tf.Tensor  # [M], of those stopped the one that stopped them; of others the last one
+    stopped_at: tf.Tensor  # int32 [M], the step in which that was; -1 of those that run
+    num_steps: tf.Tensor  # int32, of the episode so far
+
+
+def all_run(num_optimizees, dtype):
+    """``Runs`` at the start of an episode."""
+    losses = tf.zeros([num_optimizees], dtype)
+    is_running = tf.fill([num_optimizees], True)
+    return Runs(is_running, losses, losses, tf.fill([num_optimizees], -1), tf.constant(0))
 
 
 def unroll(
@@ -38,6 +56,8 @@ def unroll(
     segment_length=None,
     record=True,
     second_derivatives=False,
+    runs=None,
+    max_loss_ratio=None,
 ):
     """Runs `num_steps` steps of `rule` on M optimizees of `problem`.
 
@@ -60,9 +80,14 @@ def unroll(
         record: whether to keep what the meta-gradient needs.
         second_derivatives: leave the rule's inputs unstopped, so that a tape around this call
             gives the exact meta-gradient.
+        runs: of the unroll before, where this one goes on with its optimizees; or None.
+        max_loss_ratio: an optimizee whose loss is above this many times its f(θ_0) is stopped. So
+            is, in any case, one whose loss or gradient is not finite.
 
     Returns:
-        A ``Trajectory``.
+        A ``Trajectory``. Of an optimizee that was stopped at step t, θ_t is kept, and f(θ_t) stands
+        for all losses from t on; recorded gradients after step t are 0, and so is that of step t
+        if it is not finite.
     """
     if record and second_derivatives:
         raise ValueError("What is recorded is stopped. With `second_derivatives`, record=False.")
@@ -80,8 +105,9 @@ def unroll(
         batch = tf.nest.map_structure(lambda leaf: leaf[:, t], batches)
         return losses_and_gradients(problem, parameters, batch)  # [M], [M, N]
 
-    def step(t, parameters, states, records):
-        losses, gradients = evaluate(t, parameters)
+    def step(t, parameters, runs, states, records):
+        losses, gradients, runs = observe(t, parameters, runs)
+        runs = runs._replace(num_steps=runs.num_steps + 1)
         seen = [parameters] if sees_parameters else []
         updates, new_states, of_controls = [], [], []
         of_gradients = parts.take(gradients)
@@ -94,21 +120,26 @@ def unroll(
             new_states.append(state)
             of_controls += of_control
         records = _write(records, t, [losses, gradients, *seen, *of_controls])
-        return t + 1, parameters + parts.put_together(updates), new_states, records
+        updates = tf.where(runs.running[:, None], parts.put_together(updates), 0)
+        return t + 1, parameters + updates, runs, new_states, records
 
-    def segment(index, parameters, state, records, starts):
+    def observe(t, parameters, runs):
+        losses, gradients = evaluate(t, parameters)
+        return _observed(losses, gradients, runs, max_loss_ratio)
+
+    def segment(index, parameters, runs, state, records, starts):
         starts = _write(starts, index, tf.nest.flatten(state))
         first = index * segment_length
         state = tf.nest.map_structure(tf.stop_gradient, state)
         states = [step.split(of_part) for step, of_part in zip(steps, parts.states(state))]
-        _, parameters, states, records = tf.while_loop(
+        _, parameters, runs, states, records = tf.while_loop(
             lambda t, *_: t < first + segment_length,
             step,
-            (first, parameters, states, records),
+            (first, parameters, runs, states, records),
             maximum_iterations=segment_length,
         )
         state = parts.state_of_rule([step.join(of) for step, of in zip(steps, states)])
-        return index + 1, parameters, state, records, starts
+        return index + 1, parameters, runs, state, records, starts
 
     # Without `record`, only the losses are kept.
     records = [_array(num_steps + 1, [num_optimizees], parameters.dtype)]
@@ -123,17 +154,18 @@ def unroll(
             ]
         starts = [_array(num_segments, s.shape, s.dtype) for s in tf.nest.flatten(state)]
 
-    _, parameters, state, records, starts = tf.while_loop(
+    runs = runs or all_run(num_optimizees, parameters.dtype)
+    _, parameters, runs, state, records, starts = tf.while_loop(
         lambda index, *_: index < num_segments,
         segment,
-        (0, parameters, state, records, starts),
+        (0, parameters, runs, state, records, starts),
         maximum_iterations=num_segments,
     )
-    losses, gradients = evaluate(num_steps, parameters)
+    losses, gradients, runs = observe(num_steps, parameters, runs)
     records[:2] = _write(records[:2], num_steps, [losses, gradients])
     losses, *recorded = [array.stack() for array in records]
     if not record:
-        return Trajectory(parameters, state, losses, None, None)
+        return Trajectory(parameters, state, losses, None, None, runs=runs)
     return Trajectory(
         parameters,
         state,
@@ -144,6 +176,7 @@ def unroll(
         controls=tuple(
             tuple(recorded.pop(0) for _ in part_step.recorded_shapes) for part_step in steps
         ),
+        runs=runs,
     )
 
 
@@ -176,6 +209,22 @@ def losses_and_gradients(problem, parameters, batch):
         ]
     )
     return tf.stack(losses), tf.stack(gradients)
+
+
+def _observed(losses, gradients, runs, max_loss_ratio):
+    """Losses, gradients and ``Runs`` of a step, those stopped that diverge at it."""
+    # A sum is not finite if one of its terms is not.
+    of_gradients = tf.stop_gradient(tf.reduce_sum(gradients, axis=-1))
+    is_sound = runs.running & tf.math.is_finite(losses) & tf.math.is_finite(of_gradients)
+    gradients = tf.where(is_sound[:, None], gradients, 0)
+    losses = tf.where(runs.running, losses, runs.losses)
+    seen = tf.stop_gradient(losses)
+    first_losses = tf.where(runs.num_steps == 0, seen, runs.first_losses)
+    running = is_sound
+    if max_loss_ratio is not None:
+        running &= seen <= max_loss_ratio * first_losses
+    stopped_at = tf.where(runs.running & ~running, runs.num_steps, runs.stopped_at)
+    return losses, gradients, Runs(running, first_losses, seen, stopped_at, runs.num_steps)
 
 
 def _write(arrays, step, values):

@@ -35,31 +35,9 @@ class InnerStepsPerSecond(keras.callbacks.Callback):
             logs["inner_steps_per_second"] = self._last_rate
 
     def _rate(self):
-        steps = self._num_train_steps * self.model.window_length * self.model.meta_batch_size
+        steps = self._num_train_steps * self.model.window_length * self.model.num_episodes_at_once
         self._last_rate = steps / (time.perf_counter() - self._start)
         return self._last_rate
-
-
-class RaiseAtDivergence(keras.callbacks.Callback):
-    """Stops meta-training with a ``FloatingPointError`` at the first loss that is not finite."""
-
-    def on_train_begin(self, logs=None):
-        self.model.divergence.assign([-1, -1])
-
-    def on_train_batch_end(self, batch, logs=None):
-        episode, step = self.model.divergence.numpy()
-        if episode < 0:
-            return
-        if step >= 0:
-            what = f"step {step}: the loss is not finite"
-        else:
-            what = "its end: the losses are finite, but the objective or its meta-gradient is not"
-        raise FloatingPointError(
-            f"Meta-training on '{self.model.problem.name}' stopped in episode {episode}, at {what}."
-            " The rule keeps its weights from before this episode's update. If the problem itself "
-            "is sound, try a smaller meta-learning rate or a smaller output scale of the rule. The "
-            "objectives 'sqrt' and 'log' need losses that are never negative."
-        )
 
 
 class KeepBestRule(keras.callbacks.Callback):

@@ -1,6 +1,6 @@
 """Meta-objectives: what meta-training minimizes, as a function of an optimizee's losses."""
 
-import math
+import inspect
 
 import tensorflow as tf
 
@@ -25,38 +25,74 @@ def last_loss(losses):
     return losses[-1]
 
 
-OBJECTIVES = {"sum": loss_sum, "sqrt": sqrt_loss_sum, "log": log_loss_sum, "last": last_loss}
+def relative_log_loss_mean(losses, first_loss):
+    """Mean over t of log(f(θ_t)/f(θ_0) + 0.03).
+
+    Problems count alike, whatever the scale of their losses; late progress counts, and what has
+    converged stops counting. Losses must not be negative.
+    """
+    return tf.reduce_mean(tf.math.log(losses / first_loss + 0.03))
 
 
-def loss_weights(objective, losses):
-    """∂L/∂f(θ_t), for L the mean of `objective` over optimizees.
+OBJECTIVES = {
+    "sum": loss_sum,
+    "sqrt": sqrt_loss_sum,
+    "log": log_loss_sum,
+    "last": last_loss,
+    "relative": relative_log_loss_mean,
+}
+
+
+def values(objective, losses, first_losses):
+    """The objective of each optimizee.
 
     f(θ_0) is not counted: no update has touched it.
 
     Args:
-        objective: function of losses ``[T]``, f(θ_1) … f(θ_T), to a scalar.
+        objective: function of losses ``[T]``, f(θ_1) … f(θ_T), to a scalar; or of these and
+            `first_loss`, f(θ_0).
         losses: ``[T + 1, M]``.
+        first_losses: ``[M]``, f(θ_0).
 
     Returns:
-        Weights ``[T + 1, M]``; NaN where the objective itself is not finite, such as the logarithm
-        of a negative loss, whose derivative would point uphill.
+        ``[M]``, and of which the losses or the objective are not finite, bool ``[M]``.
+    """
+    is_finite = tf.reduce_all(tf.math.is_finite(losses), axis=0)
+    # Where they are not, the objective gets others, whose derivative is not used.
+    sound = tf.where(is_finite, losses, 1)
+    first_losses = tf.where(is_finite, first_losses, 1)
+    columns = zip(tf.unstack(sound[1:], axis=1), tf.unstack(first_losses))
+    values_of_sound = tf.stack([of_optimizee(objective, *column) for column in columns])
+    is_finite &= tf.math.is_finite(values_of_sound)
+    return values_of_sound, ~is_finite
+
+
+def values_and_weights(objective, losses, first_losses):
+    """``values`` ``[M]``; w_t = ∂L/∂f(θ_t) ``[T + 1, M]``, L their mean; who is left out ``[M]``.
+
+    Left out, with weights of 0, is an optimizee whose losses are not finite, or of whom the
+    objective is not, such as the logarithm of a negative loss, whose derivative would point uphill.
     """
     with tf.GradientTape() as tape:
         tape.watch(losses)
-        value = mean_objective(objective, losses)
-    weights = tape.gradient(value, losses)
-    # The NaN is made where it is due alone: tf.debugging.enable_check_numerics looks for it.
-    return tf.cond(
-        tf.math.is_finite(value),
-        lambda: weights,
-        lambda: tf.fill(tf.shape(weights), tf.constant(math.nan, weights.dtype)),
-    )
+        of_each, left_out = values(objective, losses, first_losses)
+        total = tf.reduce_sum(of_each)
+    weights = tape.gradient(total, losses) / losses.shape[1]
+    return of_each, tf.where(left_out, tf.zeros_like(weights), weights), left_out
 
 
-def mean_objective(objective, losses):
-    """The mean of `objective` over optimizees, for losses ``[T + 1, M]``."""
-    columns = [objective(column) for column in tf.unstack(losses[1:], axis=1)]
-    return tf.add_n(columns) / len(columns)
+def of_optimizee(objective, losses, first_loss):
+    """``objective(losses)``, or ``objective(losses, first_loss)`` of one that names it."""
+    if "first_loss" in _parameters(objective):
+        return objective(losses, first_loss=first_loss)
+    return objective(losses)
+
+
+def _parameters(function):
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # of some built-in functions
+        return {}
 
 
 def check_objective(objective, num_losses, dtype):
@@ -73,7 +109,7 @@ def check_objective(objective, num_losses, dtype):
     def trace(losses):
         with tf.GradientTape() as tape:
             tape.watch(losses)
-            value = objective(losses)
+            value = of_optimizee(objective, losses, losses[0])
         is_scalar = tf.is_tensor(value) and value.shape.rank == 0 and value.dtype == losses.dtype
         if not is_scalar:
             raise ValueError(

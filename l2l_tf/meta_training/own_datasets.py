@@ -5,6 +5,9 @@ import weakref
 import tensorflow as tf
 
 from l2l_tf import arguments, hooks
+from l2l_tf.meta_training.mixture_data import MixtureData, ValidationOfMixture
+
+KINDS = (tf.data.Dataset, MixtureData, ValidationOfMixture)
 
 
 class OwnDatasets:
@@ -31,7 +34,7 @@ class OwnDatasets:
         """
         what = f"what {method}(...) of this MetaTrainer returns"
         hint = f"Make one by {method}(seed, num_episodes) of this MetaTrainer."
-        arguments.instance(argument, dataset, tf.data.Dataset, what, hint)
+        arguments.instance(argument, dataset, KINDS, what, hint)
         if not self._is_own(dataset, method):
             raise ValueError(
                 f"`{argument}` must be {what}, whole or part. Received: another dataset. {hint}"
@@ -41,7 +44,7 @@ class OwnDatasets:
         """Whether `method` has made a dataset, or all that it is made from, of equal elements."""
         if self._methods.get(dataset) == method:
             return True
-        inputs = hooks.inputs_of(dataset)
+        inputs = hooks.inputs_of(dataset) if isinstance(dataset, tf.data.Dataset) else []
         return bool(inputs) and all(
             self._is_own(made_from, method) and made_from.element_spec == dataset.element_spec
             for made_from in inputs

@@ -4,11 +4,11 @@ Each of these would train, and not do what it says, or fail in the middle of a t
 """
 
 import keras
-import tensorflow as tf
 
 from l2l_tf import arguments
 from l2l_tf.engine.parts import Parts
 from l2l_tf.problems.base import check_problem
+from l2l_tf.problems.mixture import Mixture
 from l2l_tf.update_rules import base
 
 NOT_AS_A_WHOLE = (
@@ -19,20 +19,26 @@ NOT_AS_A_WHOLE = (
 
 
 def check_rule_and_problem(rule, problem):
-    """Refuses a rule that cannot learn, and a problem on which the meta-gradient is not right."""
+    """Refuses a rule that cannot learn, and a problem on which the meta-gradient is not right.
+
+    Returns:
+        The problems: of a mixture, all; else the one.
+    """
     hint = (
         "l2l_tf.update_rules.CoordinatewiseLSTM() makes a new one, l2l_tf.load(name_or_path) "
         "loads one."
     )
     arguments.instance("rule", rule, base.UpdateRule, "an UpdateRule", hint)
-    check_problem(problem)
-    if problem.acts_between_steps:
-        raise ValueError(
-            f"MetaTrainer needs a problem whose parameters change by updates alone: else the "
-            f"meta-gradient is not what it computes. Received '{problem.name}', on which "
-            f"{'; '.join(problem.acts_between_steps)} act from step to step too. Leave that out of "
-            "the model; an evaluation takes it as it is."
-        )
+    problems = problem.problems if isinstance(problem, Mixture) else [problem]
+    for of_mixture in problems:
+        check_problem(of_mixture)
+        if of_mixture.acts_between_steps:
+            raise ValueError(
+                f"MetaTrainer needs a problem whose parameters change by updates alone: else the "
+                f"meta-gradient is not what it computes. Received '{of_mixture.name}', on which "
+                f"{'; '.join(of_mixture.acts_between_steps)} act from step to step too. Leave that "
+                "out of the model; an evaluation takes it as it is."
+            )
     if not rule.trainable_variables:
         raise ValueError(
             f"{type(rule).__name__} has no trainable weights to meta-train. Expected a learned "
@@ -43,6 +49,7 @@ def check_rule_and_problem(rule, problem):
             f"The rule and the problem must have one dtype. Received: {rule.dtype} and "
             f"{problem.dtype}"
         )
+    return problems
 
 
 def check_can_draw(rule, problem, backward_fraction, second_derivatives):
@@ -56,12 +63,32 @@ def check_can_draw(rule, problem, backward_fraction, second_derivatives):
         )
 
 
-def check_one_device():
-    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if num_replicas > 1:
+def check_replicas(num_replicas, meta_batch_size):
+    """Refuses to spread optimizees that do not go evenly."""
+    if meta_batch_size % num_replicas:
         raise ValueError(
-            "MetaTrainer runs on one device. Received: a tf.distribute strategy of "
-            f"{num_replicas} replicas."
+            "`meta_batch_size` must be a multiple of the number of replicas of the "
+            "tf.distribute strategy, on which the optimizees of a group are spread evenly. "
+            f"Received: meta_batch_size={meta_batch_size}, of {num_replicas} replicas"
+        )
+
+
+def check_number_of_episodes(num_episodes, num_groups, meta_batch_size):
+    """Refuses an epoch that does not end with a meta-step."""
+    if num_episodes % (num_groups * meta_batch_size):
+        times = " times `num_groups`" if num_groups > 1 else ""
+        also = f", num_groups={num_groups}" if num_groups > 1 else ""
+        raise ValueError(
+            f"`num_episodes` must be a multiple of `meta_batch_size`{times}. Received: "
+            f"num_episodes={num_episodes}, meta_batch_size={meta_batch_size}{also}"
+        )
+
+
+def check_compiled(trainer):
+    if not trainer.compiled:
+        raise ValueError(
+            "Expected: a MetaTrainer with an optimizer of the meta-parameters. Received: one that "
+            "has none. Call trainer.compile(optimizer=...) first."
         )
 
 

@@ -13,6 +13,8 @@ from l2l_tf.problems.classification import digits, mnist
 from l2l_tf.problems.ensemble import Ensemble, terms
 from l2l_tf.problems.functions import Lasso, Quadratic, Rastrigin, Simple
 from l2l_tf.problems.keras_problem import KerasProblem
+from l2l_tf.problems.mixture import Mixture
+from l2l_tf.problems.mixture import terms as terms_of_mixture
 from l2l_tf.problems.names import OTHER
 from l2l_tf.problems.neural_style import NeuralStyle
 
@@ -20,6 +22,7 @@ __all__ = [
     "Ensemble",
     "KerasProblem",
     "Lasso",
+    "Mixture",
     "NeuralStyle",
     "Problem",
     "Quadratic",
@@ -63,15 +66,17 @@ def get(name, data_dir=None, **options):
     Args:
         name: one of ``names.NAMES``; or "package.module:function", a function without arguments
             that returns a ``Problem``; or an ``Ensemble`` of those, with "+" between the members
-            and "*" after a weight above 0: "quadratic+2*rastrigin". A weight has no "+" of its
-            own: 1e3, not 1e+3.
+            and "*" after a weight above 0: "quadratic+2*rastrigin"; or a ``Mixture`` of any of
+            those, with "|" between: "digits|2*quadratic". A weight has no "+" of its own: 1e3, not
+            1e+3.
         data_dir: directory of TensorFlow Datasets, for the problems that read from it; with an
-            ensemble, for those of its members that do.
+            ensemble or a mixture, for those of its members that do.
         **options: arguments of the problem, such as `image_size` of ``NeuralStyle``. An ensemble
-            takes none, and neither does a function of one's own.
+            or a mixture takes none, and neither does a function of one's own.
 
     Raises:
-        TypeError: `name` is no string, `data_dir` no path, or the function returns no ``Problem``.
+        TypeError: `name` is no string, `data_dir` no path, or the function returns no ``Problem``
+            or ``Mixture``.
         ValueError: the name is none of these; or the function cannot be found, or it raises; or
             the problem does not take an option or `data_dir`.
         FileNotFoundError: the data are not there.
@@ -90,13 +95,15 @@ def get(name, data_dir=None, **options):
             )
     if _is_sum(name):
         _check_options(name, options, {})
-        pairs = terms(name)
+        pairs = _terms(name)
         data_dirs = {member: data_dir if reads_from_tfds(member) else None for member, _ in pairs}
         problems = {member: get(member, path) for member, path in data_dirs.items()}  # each once
-        return Ensemble([(problems[member], weight) for member, weight in pairs])
+        together = Mixture if "|" in name else Ensemble
+        return together([(problems[member], weight) for member, weight in pairs])
     if ":" in name:
         _check_options(name, options, {})
-        return own_code.call("Problem", name, Problem, "an l2l_tf.problems.Problem")
+        what = "an l2l_tf.problems.Problem, or a Mixture"
+        return own_code.call("Problem", name, (Problem, Mixture), what)
     names = sorted([*_BUILT_IN, *_READ_FROM_TFDS])
     if name not in names:
         near = difflib.get_close_matches(name, names, n=2)
@@ -112,12 +119,17 @@ def get(name, data_dir=None, **options):
 
 def reads_from_tfds(name):
     """Whether the problem of this name, or a member of the ensemble, takes `data_dir`."""
-    members = [member for member, _ in terms(name)] if _is_sum(name) else [name]
-    return any(member in _READ_FROM_TFDS for member in members)
+    if _is_sum(name):
+        return any(reads_from_tfds(member) for member, _ in _terms(name))
+    return name in _READ_FROM_TFDS
 
 
 def _is_sum(name):
-    return "+" in name or "*" in name
+    return any(sign in name for sign in "+*|")
+
+
+def _terms(name):
+    return terms_of_mixture(name) if "|" in name else terms(name)
 
 
 def _check_options(name, options, expected):

@@ -1,20 +1,17 @@
 """Ensemble: several problems as one, their losses weighted and summed."""
 
-import math
-import numbers
-import reprlib
-
 import tensorflow as tf
 
 from l2l_tf import arguments
-from l2l_tf.problems import base
+from l2l_tf.problems import base, weighted
 
 
 class Ensemble(base.Problem):
     """f(θ_0, θ_1, …) = Σ_i w_i f_i(θ_i): several optimizees as one, as in DeepMind's code.
 
     To meta-train a rule on different problems at once. Each member has parameters and batches of
-    its own, and each of its gradients comes times its weight.
+    its own, and each of its gradients comes times its weight. (Of a ``Mixture``, each episode is of
+    one problem.)
 
     Args:
         members: list of pairs ``(problem, weight)``: a ``Problem`` and a number above 0 (a member
@@ -36,24 +33,11 @@ class Ensemble(base.Problem):
     """
 
     def __init__(self, members, name=None):
-        arguments.instance("members", members, (list, tuple), "a list of pairs (problem, weight)")
-        self.members = [_checked(member) for member in members]
-        if not self.members:
-            raise ValueError(
-                "`members` must hold at least one pair (problem, weight). Received: []"
-            )
+        self.members = weighted.checked_pairs(members, "an ensemble")
         problems = [problem for problem, _ in self.members]
-        dtypes = sorted({problem.dtype for problem in problems})
-        if len(dtypes) > 1:
-            raise ValueError(
-                f"The members of an ensemble must be of one dtype. Received: {', '.join(dtypes)}"
-            )
-        self.dtype = dtypes[0]
+        self.dtype = problems[0].dtype
         if name is None:
-            name = "+".join(
-                problem.name if weight == 1 else f"{weight:g}*{problem.name}"
-                for problem, weight in self.members
-            )
+            name = weighted.joined_name(self.members, "+")
         self.name = arguments.text("name", name)
         self.layout = [
             (f"{index}/{problem.name}/{tensor}", shape)
@@ -111,41 +95,5 @@ def terms(text):
     >>> terms("quadratic+2*rastrigin")
     [('quadratic', 1.0), ('rastrigin', 2.0)]
     """
-    pairs = []
-    for term in text.split("+"):
-        weight, star, name = term.rpartition("*")
-        try:
-            value = float(weight) if star else 1.0
-        except ValueError:
-            value = math.nan
-        if not name.strip() or not 0.0 < value < math.inf:
-            raise ValueError(
-                f"Ensemble {text!r}: expected names of problems with '+' between, each alone or "
-                f"after a finite weight above 0 and '*', such as 'quadratic+2*rastrigin'. "
-                f"Received the member: {term!r}"
-            )
-        pairs.append((name.strip(), value))
-    return pairs
-
-
-def _checked(member):
-    """A member as a pair ``(Problem, float)``."""
-    is_pair = (
-        isinstance(member, list | tuple)
-        and len(member) == 2
-        and isinstance(member[0], base.Problem)
-        and isinstance(member[1], numbers.Real)
-        and not isinstance(member[1], bool)
-    )
-    if not is_pair:
-        raise TypeError(
-            "Each member of an ensemble must be a pair (Problem, number). "
-            f"Received: {reprlib.repr(member)}"
-        )
-    problem, weight = member
-    if not 0.0 < weight < math.inf:
-        raise ValueError(
-            "The weight of a member must be above 0 and finite. "
-            f"Received: {weight} for '{problem.name}'"
-        )
-    return problem, float(weight)
+    kind = f"Ensemble {text!r}"
+    return [weighted.term(term, kind, "quadratic+2*rastrigin") for term in text.split("+")]

@@ -22,6 +22,7 @@ NAMES = {
 }
 OTHER = {
     "quadratic+2*rastrigin": "an ensemble: their sum, each with a weight or without",
-    "package.module:function": "a function that returns an l2l_tf.problems.Problem",
+    "digits|2*quadratic": "a mixture: each episode is of one of them, drawn by its weight",
+    "package.module:function": "a function that returns an l2l_tf.problems.Problem or Mixture",
 }
 HELP = "\n".join(f"{name}: {what}" for name, what in {**NAMES, **OTHER}.items())

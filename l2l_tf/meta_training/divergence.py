@@ -1,0 +1,87 @@
+"""Divergence: which optimizees of a meta-training diverged, said and counted."""
+
+import warnings
+
+MOST_SAID = 10  # a warning each; of more, the number alone
+
+
+class Divergence:
+    """The optimizees of a training that diverged, so far. They add nothing to a meta-gradient.
+
+    Args:
+        max_diverged: the share of an epoch's optimizees above which it ends the training.
+    """
+
+    def __init__(self, max_diverged):
+        self.max_diverged = max_diverged
+        self.found = []  # dicts of "problem", "episode", "step"
+        self._pending = []
+        self._num_counted = self._num_left_out = 0
+
+    def begin_epoch(self):
+        self._num_counted = self._num_left_out = 0
+
+    def add(self, problem, episodes, runs, left_out):
+        """A window of a group, in tensors; nothing is read before ``look``.
+
+        Args:
+            problem: its name.
+            episodes: ``[M]``.
+            runs: ``Runs`` after the window.
+            left_out: bool ``[M]``.
+        """
+        self._pending.append((problem, episodes, runs, left_out))
+
+    def look(self):
+        """Reads what was added: warns of each optimizee that diverged since."""
+        pending, self._pending = self._pending, []
+        known = {(of["problem"], of["episode"]) for of in self.found}
+        for problem, episodes, runs, left_out in pending:
+            columns = episodes.numpy(), runs.stopped_at.numpy(), left_out.numpy()
+            for episode, stopped_at, is_left_out in zip(*columns):
+                self._num_counted += 1
+                if stopped_at < 0 and not is_left_out:
+                    continue
+                self._num_left_out += 1
+                if (problem, int(episode)) in known:
+                    continue
+                known.add((problem, int(episode)))
+                self._say(problem, int(episode), int(stopped_at))
+
+    def check(self):
+        """Ends the training if too many optimizees of this epoch diverged.
+
+        Raises:
+            FloatingPointError: more than `max_diverged` of them.
+        """
+        if self.share <= self.max_diverged:
+            return
+        raise FloatingPointError(
+            f"Meta-training stopped: {self.share:.0%} of this epoch's optimizees diverged, more "
+            f"than max_diverged={self.max_diverged:.0%}. The last: {_text(self.found[-1])}. The "
+            "rule's weights are finite. If the problem itself is sound, try a smaller "
+            "meta-learning rate or a smaller output scale of the rule. The objectives 'sqrt', "
+            "'log' and 'relative' need losses that are never negative."
+        )
+
+    @property
+    def share(self):
+        """Of the optimizees of this epoch that ``look`` has seen."""
+        return self._num_left_out / max(1, self._num_counted)
+
+    def _say(self, problem, episode, step):
+        self.found.append({"problem": problem, "episode": episode, "step": step})
+        if len(self.found) <= MOST_SAID:
+            rest = " Of more, only the share is said." if len(self.found) == MOST_SAID else ""
+            warnings.warn(
+                f"An optimizee diverged, {_text(self.found[-1])}. It adds nothing to the "
+                f"meta-gradient from there on.{rest}",
+                stacklevel=2,
+            )
+
+
+def _text(record):
+    place = f"on '{record['problem']}' in episode {record['episode']}, at "
+    if record["step"] >= 0:
+        return f"{place}step {record['step']}: the loss or its gradient is not finite, or too large"
+    return f"{place}its end: the losses are finite, but the objective or its meta-gradient is not"
