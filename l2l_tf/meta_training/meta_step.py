@@ -26,7 +26,7 @@ class MetaStep:
         self._problems = problems
         self._jit_compile = jit_compile
         self._is_eager = trainer.run_eagerly
-        self._compiled = {}
+        self._functions = {}
         self._tracing = threading.Lock()
         self._threads = None
         # Strategies of several devices in one process have threads of their own.
@@ -58,29 +58,24 @@ class MetaStep:
 
     def _estimate(self, group, carry):
         index, element = group
-        replicas = self._trainer.replicas
         is_first = int(element["window"][0]) == 0
-        data = replicas.split(element)
+        data = self._trainer.replicas.split(element)
         arguments = [data] if is_first else [data, carry]
-        function = self._function(index, is_first)
-        if self._is_eager or replicas.num_local > 1:
-            return replicas.run(function, *arguments)
         key = index, is_first
         with self._tracing:  # Keras' state while a model is traced is not for two threads
-            if key not in self._compiled:
-                self._compiled[key] = function.get_concrete_function(*arguments)
-        return self._compiled[key](*arguments)
+            if key not in self._functions:
+                self._functions[key] = self._function(*key, arguments)
+        return self._functions[key](*arguments)
 
-    def _function(self, index, is_first):
-        key = "function", index, is_first
-        if key not in self._compiled:
-            problem = self._problems[index]
-            function = self._start(problem) if is_first else self._go_on(problem)
-            if not self._is_eager:
-                jit_compile = self._jit_compile[index]
-                function = tf.function(function, autograph=False, jit_compile=jit_compile)
-            self._compiled[key] = function
-        return self._compiled[key]
+    def _function(self, index, is_first, arguments):
+        problem, replicas = self._problems[index], self._trainer.replicas
+        function = self._start(problem) if is_first else self._go_on(problem)
+        if self._is_eager:
+            return lambda *args: replicas.run(function, *args)
+        if self._jit_compile[index]:
+            function = tf.function(function, autograph=False, jit_compile=True)
+        whole = tf.function(lambda *args: replicas.run(function, *args), autograph=False)
+        return whole.get_concrete_function(*arguments)
 
     def _start(self, problem):
         trainer = self._trainer

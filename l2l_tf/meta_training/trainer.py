@@ -399,8 +399,8 @@ class MetaTrainer(keras.Model):
     def validate(self, window):
         """Adds to ``validation`` an element of ``validation_dataset(...)``."""
         index, data = window if isinstance(window, tuple) else (0, window)
-        options = {"autograph": False, "jit_compile": bool(self.jit_compile)}
-        self.validation.add(index, data, run_eagerly=self.run_eagerly, **options)
+        jit_compile = bool(self.jit_compile)
+        self.validation.add(index, data, jit_compile=jit_compile, run_eagerly=self.run_eagerly)
 
     def reset_metrics(self):
         for metric in (self.mean_loss, self.mean_objective):

@@ -25,25 +25,28 @@ class Validation:
         self._problems = problems
         self._names = names
         self._estimator = estimator
-        self._functions = [None] * len(problems)
+        self._functions = {}
         self.reset()
 
     def reset(self):
         self._results = [[] for _ in self._problems]
 
-    def add(self, index, data, **options):
+    def add(self, index, data, *, jit_compile, run_eagerly):
         """Runs the episodes of an element of ``episodes`` on a problem.
 
         Args:
             index: of the problem.
             data: the element.
-            **options: of ``tf.function``, at the first call; or `run_eagerly`.
+            jit_compile, run_eagerly: how to run it, at the first call.
         """
-        if self._functions[index] is None:
+        key = index, data["parameters"].shape[0]
+        if key not in self._functions:
             function = self._on(self._problems[index])
-            is_eager = options.pop("run_eagerly")
-            self._functions[index] = function if is_eager else tf.function(function, **options)
-        self._results[index].append(self._functions[index](data))
+            if not run_eagerly:
+                compiled = tf.function(function, autograph=False, jit_compile=jit_compile)
+                function = compiled.get_concrete_function(data)
+            self._functions[key] = function
+        self._results[index].append(self._functions[key](data))
 
     def by_problem(self):
         """Dict of name → dict of "loss", "final_loss", "objective", "diverged", floats."""
@@ -65,8 +68,8 @@ class Validation:
         found = list(self.by_problem().values())
         names = ("loss", "final_loss", "objective", "diverged")
         logs = {name: sum(of[name] for of in found) / max(1, len(found)) for name in names}
-        if len(self._problems) > 1:
-            logs["worst"] = found_worst["objective"] if (found_worst := self.worst()[1]) else 0.0
+        if len(found) > 1:
+            logs["worst"] = self.worst()[1]["objective"]
         return logs
 
     def worst(self):
