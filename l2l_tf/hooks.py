@@ -277,3 +277,22 @@ def resumed_epoch(model):
     Without it, that callback would restore the weights, and train all epochs again.
     """
     return getattr(model, "_initial_epoch", None)
+
+
+@contextlib.contextmanager
+def on_one_replica():
+    """Within, no ``tf.distribute`` strategy is seen.
+
+    Keras divides a loss by the number of replicas, so that their gradients add up to that of one
+    batch; but here each replica has optimizees, and losses, of its own.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        yield
+        return
+    from tensorflow.python.distribute import distribute_lib
+
+    distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    try:
+        yield
+    finally:
+        distribute_lib._pop_per_thread_mode()

@@ -88,7 +88,7 @@ class KerasLoss:
     def _forward(self, example):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(example)
         model = self._model
-        with hooks.seed_generator(self._generator):
+        with hooks.seed_generator(self._generator), hooks.on_one_replica():
             outputs = model(x, training=True)
             # One of the model's own may be written for Keras before 3.3, without `training`.
             has_training = "training" in inspect.signature(model.compute_loss).parameters
