@@ -38,11 +38,16 @@ SEEDS = {"lower_bound": -(2**63), "upper_bound": 2**63 - 1}
 ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError, RuntimeError)
 
 
-def check_real(flag, above, maximum=math.inf):
-    """Of a float flag: a finite number above a bound, and at most another. (absl takes nan.)"""
-    expected = f"a finite number above {above}"
-    expected += f" and at most {maximum}" if maximum < math.inf else ""
-    _check(flag, expected, lambda value: math.isfinite(value) and above < value <= maximum)
+def check_real(flag, above=-math.inf, maximum=math.inf, minimum=-math.inf):
+    """Of a float flag: a finite number within the bounds that are given. (absl takes nan.)"""
+    bounds = [f"above {above}"] if above > -math.inf else []
+    bounds += [f"at least {minimum}"] if minimum > -math.inf else []
+    bounds += [f"at most {maximum}"] if maximum < math.inf else []
+
+    def is_right(value):
+        return math.isfinite(value) and above < value <= maximum and value >= minimum
+
+    _check(flag, f"a finite number {' and '.join(bounds)}", is_right)
 
 
 def check_integers(flag, minimum, maximum, different=False):
@@ -85,11 +90,15 @@ def check_name(flag, choices, form):
 
 
 def check_multiple(flag, divisor):
-    """Of two integer flags: one is a multiple of the other, where both are given."""
+    """Of two flags of integers: one is a multiple of the other, where both are given.
+
+    Of a list of integers: each is.
+    """
 
     def is_multiple(values):
         value, unit = values[flag.name], values[divisor.name]
-        return value is None or unit is None or value % unit == 0
+        of_list = value if isinstance(value, list) else [value]
+        return value is None or unit is None or all(int(one) % unit == 0 for one in of_list)
 
     message = f"--{flag.name} must be a multiple of --{divisor.name}"
     flags.register_multi_flags_validator([flag.name, divisor.name], is_multiple, message)

@@ -6,6 +6,24 @@ meta-gradients, as many numbers as the rule has weights.
 
 import tensorflow as tf
 
+STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
+
+
+def new_strategy(name):
+    """The ``tf.distribute.Strategy`` of a name, one of ``STRATEGIES``; None of "none".
+
+    To be called before anything else is done with TensorFlow. "multi_worker" reads who works where
+    from TF_CONFIG in the environment, as ``tf.distribute`` has it.
+    """
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu":
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+        return tf.distribute.TPUStrategy(resolver)
+    return None
+
 
 class Replicas:
     """The replicas of a ``tf.distribute.Strategy``, and which of them are in this process.

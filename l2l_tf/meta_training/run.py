@@ -20,6 +20,7 @@ def meta_train(
     meta_learning_rate,
     validate_every,
     num_validation_episodes=8,
+    validation_steps=None,
     seed=0,
     settings=None,
     command=None,
@@ -37,10 +38,11 @@ def meta_train(
             TensorBoard logs: new, or of an earlier call with the same `settings`. ``~`` is
             expanded. TensorFlow reads ``* ? [ \\`` in it as a pattern, so it has none of them.
         num_episodes: optimizees to train on.
-        meta_learning_rate: Adam's initial rate.
+        meta_learning_rate: Adam's initial rate; or a schedule of Keras', in place of the cosine.
         validate_every: episodes from one validation and checkpoint to the next; divides
             `num_episodes`.
-        num_validation_episodes: optimizees to validate on.
+        num_validation_episodes: optimizees to validate on, of a mixture on each problem.
+        validation_steps: of a validation episode; None takes the trainer's `num_steps`.
         seed: int, of the episodes.
         settings: dict of what determines the result beside the problem's own, for the card; of
             what JSON knows.
@@ -59,8 +61,12 @@ def meta_train(
     """
     arguments.instance("trainer", trainer, MetaTrainer, "an l2l_tf.MetaTrainer")
     save_dir = save_directory.check(save_dir)
-    _check_numbers_of_episodes(num_episodes, validate_every, trainer.meta_batch_size)
-    meta_learning_rate = arguments.real("meta_learning_rate", meta_learning_rate, above=0)
+    _check_numbers_of_episodes(num_episodes, validate_every, trainer.num_episodes_at_once)
+    schedule = meta_learning_rate
+    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        initial = arguments.real("meta_learning_rate", meta_learning_rate, above=0)
+        num_updates = num_episodes // trainer.num_episodes_at_once * trainer.num_windows
+        schedule = keras.optimizers.schedules.CosineDecay(initial, num_updates)
     arguments.integer("num_validation_episodes", num_validation_episodes, minimum=1)
     arguments.integer("seed", seed)
     if command is not None:
@@ -71,11 +77,9 @@ def meta_train(
         arguments.integer("verbose", verbose, minimum=0)
     settings = save_directory.as_read(trainer.problem, settings)
     dataset = trainer.dataset(seed, validate_every)
-    validation_data = trainer.validation_dataset(seed, num_validation_episodes)
+    validation_data = trainer.validation_dataset(seed, num_validation_episodes, validation_steps)
     with atomic.file_errors("write", save_dir):
         card = save_directory.open_directory(save_dir, settings, command)
-    num_updates = num_episodes // trainer.meta_batch_size * trainer.num_windows
-    schedule = keras.optimizers.schedules.CosineDecay(meta_learning_rate, num_updates)
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=1.0)
     optimizer.build(trainer.rule.trainable_variables)
     trainer.compile(optimizer=optimizer, jit_compile=jit_compile)
@@ -105,7 +109,7 @@ def meta_train(
     return card
 
 
-def _check_numbers_of_episodes(num_episodes, validate_every, meta_batch_size):
+def _check_numbers_of_episodes(num_episodes, validate_every, at_once):
     arguments.integer("num_episodes", num_episodes, minimum=1)
     arguments.integer("validate_every", validate_every, minimum=1)
     if num_episodes % validate_every:
@@ -113,10 +117,11 @@ def _check_numbers_of_episodes(num_episodes, validate_every, meta_batch_size):
             "`num_episodes` must be a positive multiple of `validate_every`. "
             f"Received: num_episodes={num_episodes}, validate_every={validate_every}"
         )
-    if validate_every % meta_batch_size:
+    if validate_every % at_once:
         raise ValueError(
-            "`validate_every` must be a multiple of the trainer's `meta_batch_size`. "
-            f"Received: validate_every={validate_every}, meta_batch_size={meta_batch_size}"
+            "`validate_every` must be a multiple of the trainer's `meta_batch_size` times "
+            f"`num_groups`. Received: validate_every={validate_every}, {at_once} episodes a "
+            "meta-step"
         )
 
 

@@ -231,7 +231,7 @@ class MetaTrainer(keras.Model):
             )
         return self._datasets.add(dataset, "dataset")
 
-    def validation_dataset(self, seed=0, num_episodes=8):
+    def validation_dataset(self, seed=0, num_episodes=8, num_steps=None):
         """Whole episodes that meta-training never sees, the same at each validation.
 
         They use the problem's "train" side, with other initial parameters and other orders of
@@ -240,8 +240,11 @@ class MetaTrainer(keras.Model):
         Args:
             seed: int.
             num_episodes: optimizees, of a mixture on each problem.
+            num_steps: of an episode; None takes that of meta-training.
         """
         num_episodes = arguments.integer("num_episodes", num_episodes, 1)
+        if num_steps is not None:
+            arguments.integer("num_steps", num_steps, 1)
         of_each = [
             episodes(
                 problem,
@@ -251,7 +254,7 @@ class MetaTrainer(keras.Model):
                 lambda: tf.constant(0, tf.int64),
                 num_episodes,
                 num_windows=1,
-                window_length=self.num_steps,
+                window_length=num_steps or self.num_steps,
                 num_parallel=num_episodes if problem.vectorized else 1,
             ).cache()
             for problem in self._problems
