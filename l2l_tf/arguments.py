@@ -49,6 +49,16 @@ def real(name, value, *, above=None, minimum=None, below=None, maximum=None):
     return number
 
 
+def interval(name, value, check=real, **bounds):
+    """A pair ``(low, high)``, low at most high, of numbers that `check` takes within `bounds`."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise TypeError(_message(name, "a pair (low, high)", value))
+    low, high = (check(f"{name}[{i}]", value[i], **bounds) for i in range(2))
+    if low > high:
+        raise ValueError(_message(name, "a pair (low, high), low at most high", value))
+    return low, high
+
+
 def boolean(name, value):
     """True or False."""
     if not isinstance(value, bool):

@@ -23,9 +23,7 @@ def rule():
 
 def trainer(problem, num_groups=2, credit="segment", **options):
     options = {"meta_batch_size": 2, "objective": "sum", **options}
-    trainer_ = MetaTrainer(
-        rule(), problem, 5, 10, num_groups=num_groups, credit=credit, **options
-    )
+    trainer_ = MetaTrainer(rule(), problem, 5, 10, num_groups=num_groups, credit=credit, **options)
     trainer_.compile(keras.optimizers.SGD(0.01))
     return trainer_
 
@@ -262,7 +260,11 @@ def test_optimizees_must_spread_evenly():
 
 
 def test_the_stages_of_a_curriculum():
-    assert [s["validation_steps"] for s in curriculum.stages([5, 10, 20], [4, 4, 4])] == [10, 20, 20]
+    assert [s["validation_steps"] for s in curriculum.stages([5, 10, 20], [4, 4, 4])] == [
+        10,
+        20,
+        20,
+    ]
     with pytest.raises(ValueError, match="horizons that increase"):
         curriculum.stages([10, 5], [4, 4])
     with pytest.raises(ValueError, match="as many numbers of episodes as horizons"):

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from l2l_tf import problems
-from l2l_tf.problems import names
+from l2l_tf.problems import base, names
 
 PROBLEMS = {
     "digits": lambda: problems.get("digits"),
@@ -92,6 +92,15 @@ def check_problem(problem, is_random=True):
         twice = tf.nest.map_structure(lambda t: tf.stack([t, t]), (parameters, drawn[0]))
         losses, _ = tf.vectorized_map(lambda pair: problem.loss_and_gradients(*pair), twice)
         np.testing.assert_allclose(losses, [loss, loss], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_an_episode_has_a_stream_of_seeds_for_each_of_its_parts(name):
+    problem = PROBLEMS[name]()
+    parameters, state, drawn = problem.episode("heldout", SEED, 2)
+    assert_equal(parameters, problem.sample_parameters(base.fold_in(SEED, 0)))
+    assert_equal(state, problem.sample_state(base.fold_in(SEED, 0)))
+    assert_equal(list(drawn), batches(problem, "heldout", base.fold_in(SEED, 1), count=2))
 
 
 def test_quadratic_by_hand():

@@ -56,6 +56,10 @@ WRONG = {
     "layers of VGG19": ["x", 3, [], ["block9_conv1"]],
     "layer of VGG19": [3, "block9_conv1"],
     "file": [3, "no/such.npz", ""],
+    "scales": [3, "ab", [], (1.0,), (2.0, 1.0), (0.0, 1.0), (1.0, INF), ("x", 1.0)],
+    "counts": [3, "ab", [], (1,), (2, 1), (0, 1), (1.5, 2), (1, NAN)],
+    "shares": [3, "ab", [], (0.1,), (0.2, 0.1), (-0.1, 0.5), (0.5, 1.5), (NAN, 1.0)],
+    "probability": [-0.5, 1.5, NAN, "x", [], True],
     "problem's name": [3, "no-such", "digits+", "0*digits", "-1*digits", "no.module:f", ""],
 }
 
@@ -154,6 +158,28 @@ PUBLIC = {
         {"rule": "rule", "path": "path", "overwrite": "boolean"},
     ),
     l2l_tf.pretrained_names: (dict, {}),
+    problems.FewBatches: (
+        lambda: {"problem": problems.Quadratic()},
+        {"problem": "problem", "num_batches": "counts", "probability": "probability"},
+    ),
+    problems.NoisyLabels: (
+        lambda: {"problem": conftest.keras_problem()},
+        {"problem": "problem", "shares": "shares", "probability": "probability"},
+    ),
+    problems.ScaledLoss: (
+        lambda: {"problem": problems.Quadratic()},
+        {"problem": "problem", "scales": "scales", "probability": "probability"},
+    ),
+    problems.ScaledParameters: (
+        lambda: {"problem": problems.Quadratic()},
+        {
+            "problem": "problem",
+            "by_tensor": "scales",
+            "together": "scales",
+            "probability_by_tensor": "probability",
+            "probability_together": "probability",
+        },
+    ),
     problems.Ensemble: (
         lambda: {"members": [(problems.Quadratic(), 1.0)]},
         {"members": "members", "name": "name"},
@@ -222,7 +248,7 @@ METHODS = {
 
 
 def test_the_tables_have_every_public_function_and_argument():
-    listed = {*PUBLIC, problems.Problem}
+    listed = {*PUBLIC, problems.Problem, problems.Augmentation}
     modules = [l2l_tf, problems, update_rules]
     public = [getattr(m, name) for m in modules for name in m.__all__]
     assert {f for f in public if callable(f)} == listed

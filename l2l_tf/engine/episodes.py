@@ -35,9 +35,8 @@ def windows(problem, side, seed, num_windows, window_length):
         same in each), "batches" (leaves ``[W + 1, ...]``), "window" (0, 1, …); and "state"
         where ``problem.sample_state`` has one.
     """
-    parameters = base.flatten(problem.sample_parameters(fold_in(seed, 0)))
-    state = problem.sample_state(fold_in(seed, 0))
-    batches = problem.batches(side, fold_in(seed, 1), num_windows * (window_length + 1))
+    parameters, state, batches = problem.episode(side, seed, num_windows * (window_length + 1))
+    parameters = base.flatten(parameters)
     elements = {
         "parameters": tf.data.Dataset.from_tensors(parameters).repeat(num_windows),
         "batches": batches.batch(window_length + 1, drop_remainder=True),

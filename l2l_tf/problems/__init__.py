@@ -7,6 +7,7 @@ import os
 
 from l2l_tf import arguments
 from l2l_tf.problems import own_code
+from l2l_tf.problems.augmentation import Augmentation
 from l2l_tf.problems.base import Problem
 from l2l_tf.problems.cifar10 import cifar
 from l2l_tf.problems.classification import digits, mnist
@@ -17,16 +18,23 @@ from l2l_tf.problems.mixture import Mixture
 from l2l_tf.problems.mixture import terms as terms_of_mixture
 from l2l_tf.problems.names import OTHER
 from l2l_tf.problems.neural_style import NeuralStyle
+from l2l_tf.problems.resampled import FewBatches, NoisyLabels
+from l2l_tf.problems.rescaled import ScaledLoss, ScaledParameters
 
 __all__ = [
+    "Augmentation",
     "Ensemble",
+    "FewBatches",
     "KerasProblem",
     "Lasso",
     "Mixture",
     "NeuralStyle",
+    "NoisyLabels",
     "Problem",
     "Quadratic",
     "Rastrigin",
+    "ScaledLoss",
+    "ScaledParameters",
     "Simple",
     "cifar",
     "digits",

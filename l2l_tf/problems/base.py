@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import arguments
+from l2l_tf.problems.draws import fold_in, seen_again
 
 SIDES = ("train", "heldout")
 
@@ -34,6 +35,10 @@ class Problem:
     A problem whose optimizees are images may also define two methods, by which reports show them:
     ``picture(parameters)``, the image of an optimizee, and ``reference_pictures(batch)``, a dict of
     title → image of what it is to be compared with. Images are uint8 arrays [height, width, 3].
+
+    One whose batches have labels may define ``map_labels(function, batch)``: the batch, with its
+    labels (a tensor, or a structure of tensors with the batch's axis first) replaced by
+    ``function(labels)``.
     """
 
     name = "problem"
@@ -45,6 +50,7 @@ class Problem:
     acts_between_steps = ()
     scales_loss = False  # whether Keras would scale the loss, as with mixed_float16
     picture = None
+    map_labels = None
 
     def sample_parameters(self, seed):
         """Fresh initial parameters θ_0: a list of tensors, in the layout's order."""
@@ -66,6 +72,39 @@ class Problem:
     def loss_and_gradients(self, parameters, batch):
         """The loss f(θ) of a batch, a scalar, and ∇f(θ): a list like `parameters`."""
         raise NotImplementedError
+
+    # What of an episode is drawn together.
+
+    def episode(self, side, seed, num_batches, *, num_distinct=None, member=()):
+        """One episode: what it starts from and its batches, out of one seed.
+
+        Whoever runs episodes draws them here. A problem overrides it if parameters and batches
+        depend on one draw, as those of an ``Augmentation`` do.
+
+        Args:
+            side, num_batches: as of ``batches``.
+            seed: of the episode, an integer tensor ``[2]``.
+            num_distinct: None, or an int64 tensor: see ``few_batches``.
+            member: index within an ensemble, and so on inwards: each member draws for itself.
+
+        Returns:
+            ``(parameters, state, batches)``, of ``sample_parameters``, ``sample_state`` and
+            ``batches``.
+        """
+        start, of_batches = fold_in(seed, 0, *member), fold_in(seed, 1, *member)
+        if num_distinct is None:
+            batches = self.batches(side, of_batches, num_batches)
+        else:
+            batches = self.few_batches(side, of_batches, num_batches, num_distinct)
+        return self.sample_parameters(start), self.sample_state(start), batches
+
+    def few_batches(self, side, seed, num_batches, num_distinct):
+        """As ``batches``, but of the data of `num_distinct` batches alone, an int64 tensor.
+
+        By default these are the first batches that ``batches`` has, again and again in other
+        orders. They are kept in memory.
+        """
+        return seen_again(self.batches(side, seed, num_batches), seed, num_batches, num_distinct)
 
     # Training in place, by an optimizer that changes Keras variables.
 
@@ -126,22 +165,22 @@ def _check_tensors(problem, method, received, expected):
         )
 
 
+def check_updates_alone(problem, what):
+    """Refuses a problem on which more than updates acts; `what` must not be such a one."""
+    if problem.acts_between_steps:
+        raise ValueError(
+            f"{what} must change by updates alone. Received "
+            f"'{problem.name}', on which {'; '.join(problem.acts_between_steps)} act from "
+            "step to step too. Evaluate on it by itself."
+        )
+
+
 def _variable(path, shape, dtype):
     *scopes, name = path.split("/")
     with contextlib.ExitStack() as stack:
         for scope in scopes:
             stack.enter_context(keras.name_scope(scope))
         return keras.Variable(tf.zeros(shape, dtype), dtype=dtype, name=name, trainable=True)
-
-
-def fold_in(seed, *data):
-    """A new seed for each integer in `data`: independent streams out of one seed."""
-    for value in data:
-        # What is drawn depends on the integer's dtype: always the same one.
-        seed = tf.random.experimental.stateless_fold_in(
-            seed, tf.cast(value, tf.int64), alg="philox"
-        )
-    return seed
 
 
 def check_side(side):

@@ -24,8 +24,9 @@ def read(dataset, argument, max_bytes=None):
             if the data's cardinality is unknown.
 
     Returns:
-        An object with ``example()``, a batch, and ``batches(seed, num_batches)``, a
-        ``tf.data.Dataset``.
+        An object with ``example()``, a batch, and ``batches(seed, num_batches, num_distinct)``, a
+        ``tf.data.Dataset``; `num_distinct` is None, or as of ``Problem.few_batches``: of data in
+        memory, the examples of so many batches are drawn, and batches from these.
 
     Raises:
         TypeError: it is no ``tf.data.Dataset``.
@@ -63,15 +64,21 @@ class _Arrays:
     def example(self):
         return tf.nest.map_structure(lambda a: a[: self._batch_size], self._arrays)
 
-    def batches(self, seed, num_batches):
+    def batches(self, seed, num_batches, num_distinct=None):
         batches_an_epoch = self._num_examples // self._batch_size
+        examples = tf.range(self._num_examples)
+        if num_distinct is not None:
+            is_few = num_distinct < batches_an_epoch
+            size = tf.where(is_few, num_distinct * self._batch_size, self._num_examples)
+            # No epoch has this number.
+            examples = _shuffled(examples, base.fold_in(seed, -1))[:size]
+            batches_an_epoch = tf.minimum(num_distinct, batches_an_epoch)
         num_epochs = -(-num_batches // batches_an_epoch)
 
         def order(epoch):
-            indices = tf.range(self._num_examples)
-            indices = tf.random.experimental.stateless_shuffle(indices, base.fold_in(seed, epoch))
+            indices = _shuffled(examples, base.fold_in(seed, epoch))
             used = indices[: batches_an_epoch * self._batch_size]
-            return tf.data.Dataset.from_tensor_slices(tf.reshape(used, [batches_an_epoch, -1]))
+            return tf.data.Dataset.from_tensor_slices(tf.reshape(used, [-1, self._batch_size]))
 
         def batch(indices):
             return tf.nest.map_structure(lambda a: tf.gather(a, indices), self._arrays)
@@ -105,8 +112,15 @@ class _Stream:
     def example(self):
         return next(iter(self._dataset))
 
-    def batches(self, seed, num_batches):
-        return self._dataset.repeat().take(num_batches)
+    def batches(self, seed, num_batches, num_distinct=None):
+        batches = self._dataset.repeat().take(num_batches)
+        if num_distinct is None:
+            return batches
+        return base.seen_again(batches, seed, num_batches, num_distinct)
+
+
+def _shuffled(indices, seed):
+    return tf.random.experimental.stateless_shuffle(indices, seed)
 
 
 def _check_dense(spec, argument):

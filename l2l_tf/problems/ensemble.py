@@ -1,5 +1,7 @@
 """Ensemble: several problems as one, their losses weighted and summed."""
 
+import itertools
+
 import tensorflow as tf
 
 from l2l_tf import arguments
@@ -46,13 +48,10 @@ class Ensemble(base.Problem):
         ]
         self.vectorized = all(problem.vectorized for problem in problems)
         self.has_heldout = all(problem.has_heldout for problem in problems)
+        if any(problem.settings for problem in problems):
+            self.settings = {"members": [problem.settings for problem in problems]}
         for problem in problems:
-            if problem.acts_between_steps:
-                raise ValueError(
-                    f"The members of an ensemble must change by updates alone. Received "
-                    f"'{problem.name}', on which {'; '.join(problem.acts_between_steps)} act from "
-                    "step to step too. Evaluate on it by itself."
-                )
+            base.check_updates_alone(problem, "The members of an ensemble")
 
     def sample_parameters(self, seed):
         return [
@@ -68,6 +67,16 @@ class Ensemble(base.Problem):
                 for index, (problem, _) in enumerate(self.members)
             )
         )
+
+    def episode(self, side, seed, num_batches, *, num_distinct=None, member=()):
+        of_members = [
+            problem.episode(
+                side, seed, num_batches, num_distinct=num_distinct, member=(*member, index)
+            )
+            for index, (problem, _) in enumerate(self.members)
+        ]
+        parameters, _, batches = zip(*of_members)  # without state, as `acts_between_steps` is empty
+        return [*itertools.chain(*parameters)], [], tf.data.Dataset.zip(batches)
 
     def loss_and_gradients(self, parameters, batch):
         losses, gradients, start = [], [], 0

@@ -91,6 +91,8 @@ class KerasProblem(base.Problem):
         self._loss = KerasLoss(model, example, name, has_loss)
         self.acts_between_steps = self._loss.acts_between_steps
         self.scales_loss = model.dtype_policy.name == "mixed_float16"
+        if keras.utils.unpack_x_y_sample_weight(example)[1] is None:
+            self.map_labels = None
 
     def sample_parameters(self, seed):
         """The weights of a model that ``build_model`` builds under `seed`."""
@@ -112,13 +114,20 @@ class KerasProblem(base.Problem):
         return state
 
     def batches(self, side, seed, num_batches):
+        return self.few_batches(side, seed, num_batches, num_distinct=None)
+
+    def few_batches(self, side, seed, num_batches, num_distinct):
         source = self._sources[base.SIDES[base.check_side(side)]]
-        examples = source.batches(base.fold_in(seed, 0), num_batches)
+        examples = source.batches(base.fold_in(seed, 0), num_batches, num_distinct)
         # Each step has a seed of its own, for Dropout and the like.
         step_seed = base.fold_in(seed, 1)
         steps = tf.data.Dataset.range(num_batches)
         seeds = steps.map(lambda step: base.fold_in(step_seed, step))
         return tf.data.Dataset.zip(examples, seeds)
+
+    def map_labels(self, function, batch):
+        (x, y, *sample_weight), seed = batch
+        return (x, function(y), *sample_weight), seed
 
     def loss_and_gradients(self, parameters, batch):
         example, seed = batch
