@@ -100,9 +100,8 @@ def meta_step(model, layers, unroll_length=UNROLL_LENGTH, num_steps=100, **kwarg
     rule, problem = lstm(layers), problem_of(model)
     trainer = l2l_tf.MetaTrainer(rule, problem, unroll_length, num_steps, **kwargs)
     trainer.compile(optimizer=keras.optimizers.Adam(1e-4))
-    trainer.make_train_function()
-    batches = iter(trainer.dataset(0, 1000))
-    return lambda: trainer.train_function(batches)["loss"]
+    windows = iter(trainer.dataset(0, 1000))
+    return lambda: trainer.train_on_batch(next(windows))["loss"]
 
 
 def textbook_step(model, layers):
@@ -330,10 +329,9 @@ def first():
             lstm((20, 20)), problem_of("mlp 784-20-10"), unroll_length, 100, backward_fraction=0.25
         )
         trainer.compile(optimizer=keras.optimizers.Adam(1e-4))
-        trainer.make_train_function()
-        batches = iter(trainer.dataset(0, 10))
+        windows = iter(trainer.dataset(0, 10))
         _, seconds = measure.median_seconds(
-            {"first": lambda t=trainer, b=batches: t.train_function(b)["loss"]}, num_rounds=1
+            {"first": lambda t=trainer, w=windows: t.train_on_batch(next(w))["loss"]}, num_rounds=1
         )
         rows.append(
             {"what": f"meta-train, unroll {unroll_length}", "seconds": round(seconds["first"], 2)}
