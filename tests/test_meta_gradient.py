@@ -86,7 +86,8 @@ def taped(rule, problem, parameters, states, batches, objective, second_derivati
                     updates, state = rule.update(gradients, state)
                     update = flatten(updates)
                 theta = theta + update
-            values.append(objective(tf.stack(losses[1:])))
+            first_loss = tf.stop_gradient(losses[0])
+            values.append(objectives.of_optimizee(objective, tf.stack(losses[1:]), first_loss))
             ends.append(theta)
             end_states.append(state)
         value = tf.add_n(values) / len(values)
