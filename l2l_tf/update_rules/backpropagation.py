@@ -17,7 +17,7 @@ def of_updates(rule, inputs, state, cotangents, controls=None, owners=None):
         state: of the coordinates, before the first step.
         cotangents: of the updates; like the gradients.
         controls: of a rule with a control, ``[T, C, K]``.
-        owners: the tensor of each coordinate, int32 ``[N]``.
+        owners: the tensor of each block of coordinates, int32: see ``levels.sum_by_tensor``.
 
     Returns:
         ``(by φ, by the controls)``: a list, one for each of ``trainable_variables``; and
@@ -29,7 +29,8 @@ def of_updates(rule, inputs, state, cotangents, controls=None, owners=None):
     def inner_product(t, state, *of_step):
         """⟨u_t, cotangent_t⟩ and the state after the step."""
         inputs_at_t, cotangents_at_t = _at(t, (inputs, cotangents))
-        spread = [levels.spread(control, owners) for control in of_step]
+        first = tf.nest.flatten(cotangents_at_t)[0]
+        spread = [levels.spread(control, owners, first) for control in of_step]
         updates, state = rule.update(inputs_at_t, state, *spread)
         products = tf.nest.map_structure(
             lambda u, c: tf.reduce_sum(u * c), updates, cotangents_at_t
