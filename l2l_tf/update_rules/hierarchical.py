@@ -16,7 +16,9 @@ LARGEST = 1e15  # gradients beyond are taken as this: a sum of millions of squar
 NUM_FEATURES, NUM_TENSOR_FEATURES = 7, 19
 LEAST_LOG_STEP = -14.0
 MOST_GAIN = 2.0  # of the logarithm of a coordinate's gain
-BRAKE, ALARM = -0.3, 30.0
+# A jump of the power by F makes the ratio of its averages (0.8 + 0.2 F) / (0.99 + 0.01 F), never
+# more than 20: it passes 10 where gradients have become ten times as large.
+BRAKE, ALARM = -0.3, 10.0
 AT_REST = 100.0
 
 
@@ -38,8 +40,8 @@ class Hierarchical(base.UpdateRule):
     with steps of ``exp(initial_log_step)`` of each tensor's size. What no weights can override:
 
     * a step of at most ``exp(max_log_step)`` of a tensor's size, times `max_direction`;
-    * a brake: while a tensor's gradient power has risen 30-fold, of short averages against long
-      ones, all steps of its model shrink by a quarter each time;
+    * a brake: while a tensor's gradient power, averaged over a few steps, is ten times that of the
+      last hundred, the steps of all tensors shrink by a quarter each time;
     * where a coordinate's gradient stays 0, it comes to rest.
 
     Gradients are exact in scale from about 1e-17 to 1e15 in size (float32); larger ones are taken
@@ -175,23 +177,69 @@ class Hierarchical(base.UpdateRule):
         return tf.concat(controls, axis=0), state
 
     def update(self, inputs, state, controls):
+        state, step, direction, *of_net = self._seen(inputs, state, controls)
+        if self.coordinate_units:
+            features, biases, moves = of_net
+            outputs = self._run_net(features, tf.unstack(biases))
+            direction, *_ = self._corrected(direction, moves, *outputs)
+        return -step * direction, state
+
+    def backpropagate_step(self, inputs, state, cotangents, controls):
+        """As of ``UpdateRule``, by hand: as matrix products, where ``update`` is one loop."""
+        state, step, direction, *of_net = self._seen(inputs, state, controls)
+        by_weights, by_biases = [], []
+        if self.coordinate_units:
+            features, biases, moves = of_net
+            features = tf.stack(features)
+            first = tf.nn.relu(tf.matmul(self._first, features) + biases)
+            second = tf.nn.relu(tf.matmul(self._second, first) + self._second_bias)
+            correction, gain = tf.unstack(tf.matmul(self._last, second) + self._last_bias)
+            direction, uncut, factor = self._corrected(direction, moves, correction, gain)
+            by_uncut = tf.where(tf.abs(uncut) <= self.max_direction, -step * cotangents, 0.0)
+            by_gain = tf.where(tf.abs(gain) <= MOST_GAIN, by_uncut * uncut, 0.0)
+            by_outputs = tf.stack([by_uncut * factor * moves, by_gain])
+            by_second = tf.matmul(self._last, by_outputs, transpose_a=True)
+            by_second = tf.where(second > 0, by_second, 0.0)
+            by_first = tf.matmul(self._second, by_second, transpose_a=True)
+            by_first = tf.where(first > 0, by_first, 0.0)
+            by_biases = [by_first]
+            by_weights = [
+                (self._first, tf.matmul(by_first, features, transpose_b=True)),
+                (self._second, tf.matmul(by_second, first, transpose_b=True)),
+                (self._second_bias, tf.reduce_sum(by_second, axis=1, keepdims=True)),
+                (self._last, tf.matmul(by_outputs, second, transpose_b=True)),
+                (self._last_bias, tf.reduce_sum(by_outputs, axis=1, keepdims=True)),
+            ]
+        by_variable = {id(variable): product for variable, product in by_weights}
+        products = [
+            by_variable.get(id(v), tf.zeros(v.shape, self.dtype)) for v in self.trainable_variables
+        ]
+        # Neither bias corrections nor the mean size of gradients depend on the weights.
+        given = tf.zeros([4 if self.coordinate_units else 3, 1], self.dtype) * direction
+        by_controls = tf.concat([(-direction * cotangents)[None], given, *by_biases], axis=0)
+        return products, [by_controls], state
+
+    def _seen(self, inputs, state, controls):
+        """``(state, step, Adam's direction)``; and for the net ``(features, biases, moves)``."""
         g = _gradients(inputs)
-        state = _accumulate(g, state)
-        fast, slow, square = state
-        step, of_fast, of_slow, of_gradient, *of_net = tf.unstack(controls)
+        state = fast, slow, square = _accumulate(g, state)
+        step, of_fast, of_slow, of_gradient, *mean_log = tf.unstack(controls[:5])
         size = _inverse_root(square)
         fast = fast * size * of_fast
         direction = tf.clip_by_value(fast, -3.0, 3.0)
-        if self.coordinate_units:
-            seen = fast, slow * size * of_slow, g * size * of_gradient
-            relative = _log_root(square) - of_net[0]
-            correction, gain = self._run_net(_features(*seen, relative), of_net[1:])
-            gain = tf.exp(tf.clip_by_value(gain, -MOST_GAIN, MOST_GAIN))
-            # Without a gradient now or recently there is nothing to correct.
-            moves = tf.minimum(AT_REST * (tf.abs(seen[0]) + tf.abs(seen[2])), 1.0)
-            direction = (direction + moves * correction) * gain
-            direction = tf.clip_by_value(direction, -self.max_direction, self.max_direction)
-        return -step * direction, state
+        if not self.coordinate_units:
+            return state, step, direction
+        g = g * size * of_gradient
+        features = _features(fast, slow * size * of_slow, g, _log_root(square) - mean_log[0])
+        # Without a gradient now or recently there is nothing to correct.
+        moves = tf.minimum(AT_REST * (tf.abs(fast) + tf.abs(g)), 1.0)
+        return state, step, direction, features, controls[5:], moves
+
+    def _corrected(self, direction, moves, correction, gain):
+        """``(direction, the same before it is cut, its factor)``."""
+        factor = tf.exp(tf.clip_by_value(gain, -MOST_GAIN, MOST_GAIN))
+        uncut = (direction + moves * correction) * factor
+        return tf.clip_by_value(uncut, -self.max_direction, self.max_direction), uncut, factor
 
     def _tensor_features(self, sums, state, tensors):
         """``(features [19, K], scale [1, K], corrections [3, K], state)``; sums of `summarize`."""
