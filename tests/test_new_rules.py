@@ -67,9 +67,15 @@ def test_a_class_of_ones_own_gets_what_its_signature_names():
     seeded = new_rule("own_rules:seeded", [4, 5], seed=3)
     expected = update_rules.RNNprop((2,), seed=3)
     assert (seeded.weights[0].numpy() == expected.weights[0].numpy()).all()
+    hierarchical, other = (new_rule("hierarchical", layers, 3) for layers in ([4], [5]))
+    assert (hierarchical.weights[0].numpy() == other.weights[0].numpy()).all()
     takers = ["lstm", "own_rules:Mine", "own_rules:small"]
     assert all(map(takes_layers, takers))
-    assert not any(map(takes_layers, ["own_rules:Plain", "own_rules:fixed", "own_rules:seeded"]))
+    assert not any(
+        map(
+            takes_layers, ["hierarchical", "own_rules:Plain", "own_rules:fixed", "own_rules:seeded"]
+        )
+    )
 
 
 def test_a_rule_of_ones_own_for_convolutions():
@@ -81,7 +87,7 @@ def test_a_rule_of_ones_own_for_convolutions():
 @pytest.mark.parametrize(
     "name, kwargs, error, message",
     [
-        ("lstn", {}, ValueError, r"`rule` must be one of \('lstm', 'rnnprop', 'averaging'\)"),
+        ("lstn", {}, ValueError, r"must be one of \('lstm', 'rnnprop', 'averaging', 'hierarchical"),
         (3, {}, TypeError, "`rule` must be a string"),
         ("lstm", {"layers": "20"}, TypeError, "`layers` must be a list of numbers of units"),
         ("lstm", {"layers": [2.5]}, TypeError, "`layers` must be an integer, 1 at least"),

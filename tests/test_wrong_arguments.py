@@ -234,6 +234,20 @@ PUBLIC = {
     update_rules.RNNprop: (dict, {**LSTM, "beta_1": "decay", "beta_2": "decay"}),
     update_rules.GlobalAveragingLSTM: (dict, {**LSTM, "p": "positive", "num_averaging": "count"}),
     update_rules.KernelwiseLSTM: (dict, {**LSTM, "p": "positive", "kernel_shape": "kernel shape"}),
+    update_rules.Hierarchical: (
+        dict,
+        {
+            "control_units": "count",
+            "coordinate_units": "count or 0",
+            "initial_log_step": "number",
+            "max_log_step": "number",
+            "max_change": "positive",
+            "max_direction": "positive",
+            "seed": "integer",
+            "dtype": "dtype",
+            "name": "layer's name",
+        },
+    ),
     update_rules.GroupedRule: (
         lambda: {"groups": [(".*", rule())]},
         {"groups": "groups", "name": "layer's name"},

@@ -76,19 +76,21 @@ class _PieceStep:
             return levels.map_inputs(lambda of_vector: of_vector[piece], pieces)
 
         updates, state, recorded = self._step.advance(self._weights, take, state)
-        updates = tf.reshape(tf.concat(updates, axis=0), tf.nest.flatten(inputs)[0].shape)
-        return updates, state, recorded
+        updates = self._step.blocks.unpad(tf.concat(updates, axis=0))
+        return tf.reshape(updates, tf.nest.flatten(inputs)[0].shape), state, recorded
 
     def _split_leaf(self, vectors):
-        return tf.split(tf.reshape(vectors, [-1]), self._step.piece_sizes)
+        padded = self._step.blocks.pad(tf.reshape(vectors, [-1]))
+        return tf.split(padded, self._step.piece_sizes)
 
     def split(self, state):
         coordinates, control = state if self.rule.has_control else (state, ())
+        coordinates = tf.nest.map_structure(self._step.blocks.pad, coordinates)
         return levels.split_state(coordinates, self._step.piece_sizes), control
 
     def join(self, state):
         of_pieces, control = state
-        whole = levels.join_states(of_pieces)
+        whole = tf.nest.map_structure(self._step.blocks.unpad, levels.join_states(of_pieces))
         return (whole, control) if self.rule.has_control else whole
 
 

@@ -48,7 +48,7 @@ class Program:
             weights: of ``weights()``.
             inputs, state: as of ``UpdateRule.update``; the state's leaves may be of another dtype.
             controls_and_owners: of a rule with a control: ``[C, K]``, and the tensor of each
-                coordinate, int32 ``[N]``.
+                block of coordinates, int32: see ``levels.sum_by_tensor``.
 
         Returns:
             ``(updates, state)``.
@@ -58,15 +58,17 @@ class Program:
             return compiled.kernel(weights, inputs, state)
         return compiled.call(_update, weights, inputs, state, *controls_and_owners)
 
-    def summarize(self, weights, inputs, state, owners, tensors):
+    def summarize(self, weights, inputs, state, owners, tensors, *counts):
         """The summaries ``[S, K]`` of these coordinates, of a rule with a control.
 
         Args:
             inputs, state: of the coordinates.
-            owners: the tensor of each, int32 ``[N]``.
+            owners: the tensor of each block of them.
             tensors: ``Tensors``.
+            counts: as of ``levels.summarize``, if some are filled up.
         """
-        return self._compiled.call(_summarize, weights, inputs, state, owners, tensors.facts())
+        arguments = inputs, state, owners, tensors.facts(), *counts
+        return self._compiled.call(_summarize, weights, *arguments)
 
     def control(self, weights, summaries, state, tensors):
         """``rule.control``: ``(controls [C, K], state)``."""
@@ -80,7 +82,7 @@ class Program:
         return self._compiled.call(_backpropagate, weights, inputs, state, cotangents)
 
     def backpropagate_coordinates(self, weights, inputs, state, cotangents, controls, owners):
-        """``backpropagation.of_updates``, of a rule with a control."""
+        """``backpropagation.of_updates``, of a rule with a control; `owners` as of ``update``."""
         arguments = inputs, state, cotangents, controls, owners
         return self._compiled.call(backpropagation.of_updates, weights, *arguments)
 
@@ -93,15 +95,16 @@ class Program:
 
 
 def _update(rule, inputs, state, *controls_and_owners):
-    spread = [levels.spread(*controls_and_owners)] if controls_and_owners else []
+    first = tf.nest.flatten(inputs)[0]
+    spread = [levels.spread(*controls_and_owners, first)] if controls_and_owners else []
     updates, new = rule.update(inputs, _of_dtype(rule, state), *spread)
     new = [tf.cast(a, b.dtype) for a, b in zip(tf.nest.flatten(new), tf.nest.flatten(state))]
     return updates, tf.nest.pack_sequence_as(state, new)
 
 
-def _summarize(rule, inputs, state, owners, facts):
+def _summarize(rule, inputs, state, owners, facts, *counts):
     tensors = levels.Tensors(*facts)
-    return levels.summarize(rule, inputs, _of_dtype(rule, state), owners, tensors)
+    return levels.summarize(rule, inputs, _of_dtype(rule, state), owners, tensors, *counts)
 
 
 def _control(rule, summaries, state, facts, num_models):

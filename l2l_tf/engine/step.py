@@ -11,9 +11,11 @@ An optimizer's are in ``model_step.py``, an unroll's in ``optimizee_step.py``.
 import functools
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from l2l_tf.engine import pieces
+from l2l_tf.engine.blocks import Blocks
 from l2l_tf.engine.program import Program
 from l2l_tf.update_rules import levels
 
@@ -35,16 +37,22 @@ class CoordinatesStep:
         self.rule = rule
         self.program = Program(rule)
         self.sizes = [math.prod(shape) for shape in shapes] * num_models
-        self.piece_sizes = pieces.cut(sum(self.sizes), most)
+        # Without a control, a coordinate's tensor does not matter.
+        self.blocks = Blocks(self.sizes, pieces.BLOCK if rule.has_control else 1)
+        self.piece_sizes = pieces.cut(self.blocks.total, most)
         self.tensors = levels.Tensors.of_shapes(shapes, rule.dtype, num_models)
-        with tf.init_scope():  # no constant of a graph
-            self.owners = tf.constant(levels.owners_of(self.sizes)) if rule.has_control else None
+        self._owners, self._counts = (
+            np.split(of_blocks, np.cumsum(self.piece_sizes[:-1]) // self.blocks.size)
+            for of_blocks in (self.blocks.owners, self.blocks.counts)
+        )
         self._layout, self._most = layout, most
         self._runs_of_tensors = [[] for _ in self.sizes]
         self._runs_of_pieces = [[] for _ in self.piece_sizes]
-        for run in pieces.runs(self.sizes, self.piece_sizes):
-            self._runs_of_tensors[run.tensor].append(run)
-            self._runs_of_pieces[run.piece].append(run)
+        for run in pieces.runs(self.blocks.padded, self.piece_sizes):
+            there = max(0, min(run.size, self.sizes[run.tensor] - run.start))
+            if there:
+                self._runs_of_tensors[run.tensor].append(run._replace(size=there))
+            self._runs_of_pieces[run.piece].append((run, there))
 
     def initial_state(self, make):
         """See ``ModelStep`` in ``model_step.py``."""
@@ -86,7 +94,7 @@ class CoordinatesStep:
         of_pieces, control = state
         recorded, of_all = (), [()] * len(of_pieces)
         if self.rule.has_control:
-            owners = tf.split(self.owners, self.piece_sizes)
+            owners = [tf.constant(of_piece) for of_piece in self._owners]
             summaries = self._summaries(weights, take, of_pieces, owners)
             controls, control = self.program.control(weights, summaries, control, self.tensors)
             recorded, of_all = (summaries, controls), [(controls, of) for of in owners]
@@ -94,11 +102,13 @@ class CoordinatesStep:
         return updates, (new, control), recorded
 
     def _summaries(self, weights, take, of_pieces, owners):
-        of_pieces = [
-            self.program.summarize(weights, take(piece), state, owners[piece], self.tensors)
-            for piece, state in enumerate(of_pieces)
-        ]
-        return tf.stop_gradient(tf.add_n(of_pieces))
+        sums = []
+        for piece, state in enumerate(of_pieces):
+            counts = self._counts[piece]
+            filled_up = [tf.constant(counts)] if np.any(counts < self.blocks.size) else []
+            arguments = weights, take(piece), state, owners[piece], self.tensors, *filled_up
+            sums.append(self.program.summarize(*arguments))
+        return tf.stop_gradient(tf.add_n(sums))
 
     def _update_pieces(self, weights, take, of_pieces, controls_and_owners):
         at_once, finished = pieces.policy().side_by_side, []
@@ -163,8 +173,15 @@ class CoordinatesStep:
         return _joined([(of_pieces[run.piece], run.place, run.size) for run in runs], of_pieces)
 
     def _of_piece(self, of_tensors, piece):
-        runs = self._runs_of_pieces[piece]
-        return _joined([(of_tensors[run.tensor], run.start, run.size) for run in runs], of_tensors)
+        parts = []
+        for run, there in self._runs_of_pieces[piece]:
+            of_tensor = of_tensors[run.tensor]
+            if there:
+                parts.append((of_tensor, run.start, there))
+            if there < run.size:
+                shape = [*of_tensor.shape[:-1], run.size - there]
+                parts.append((tf.zeros(shape, of_tensor.dtype), 0, run.size - there))
+        return _joined(parts, of_tensors)
 
 
 class TensorsStep:

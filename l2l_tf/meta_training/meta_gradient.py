@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from l2l_tf import arguments
 from l2l_tf.engine import pieces
+from l2l_tf.engine.blocks import Blocks
 from l2l_tf.engine.parts import Parts
 from l2l_tf.engine.program import Program
 from l2l_tf.engine.unroll import Trajectory
@@ -118,16 +119,26 @@ def cotangents(gradients, weights):
     return tf.cumsum(weights[1:] * gradients[1:], axis=0, reverse=True)
 
 
-def draw_coordinates(total, drawn, seed):
-    """Indices ``[drawn]`` below `total`, increasing: one at random in each of `drawn` equal strata.
+def draw_coordinates(sizes, fraction, seed):
+    """Indices of coordinates, increasing: of each of some ranges one in each of equal strata.
 
-    Each index is drawn ``drawn / total`` times on average. (An index on a border of strata may be
+    A range has as many strata as the share of it that is drawn, at least one, so that each index
+    is drawn as often on average as any other of its range. (An index on a border of strata may be
     drawn twice, and is then counted twice.) Strata spread the draw evenly over the layers. Under
     XLA the same seed draws others.
+
+    Args:
+        sizes: of the ranges, which follow each other.
     """
-    places = tf.cast(tf.range(drawn), tf.float64)
-    places += tf.random.stateless_uniform([drawn], seed, dtype=tf.float64, alg="philox")
-    return tf.minimum(tf.cast(places * (total / drawn), tf.int32), total - 1)
+    drawn = [_num_drawn(size, fraction) for size in sizes]
+    uniform = tf.random.stateless_uniform([sum(drawn)], seed, dtype=tf.float64, alg="philox")
+    indices, start = [], 0
+    for size, number, places in zip(sizes, drawn, tf.split(uniform, drawn)):
+        places += tf.cast(tf.range(number), tf.float64)
+        in_range = tf.cast(places * (size / max(1, number)), tf.int32)
+        indices.append(start + tf.minimum(in_range, size - 1))
+        start += size
+    return tf.concat(indices, axis=0)
 
 
 class _CoordinatesBackward:
@@ -151,15 +162,18 @@ class _CoordinatesBackward:
         num_optimizees = of_updates.shape[1]
         inputs, of_updates = tf.nest.map_structure(_of_coordinates, (inputs, of_updates))
         columns = inputs, self.coordinates, of_updates
-        if self.rule.has_control:
-            sizes = [base.num_coordinates([tensor]) for tensor in self.layout]
-            columns += (tf.constant(levels.owners_of(sizes * num_optimizees)),)
-        if backward_fraction < 1.0:
-            columns = _drawn(columns, backward_fraction, seed_and_index)
         if not self.rule.has_control:
+            if backward_fraction < 1.0:
+                columns = _drawn(columns, [of_updates.shape[-1]], backward_fraction, seed_and_index)
             return self._by_chunk(*columns)
+        sizes = [base.num_coordinates([tensor]) for tensor in self.layout] * num_optimizees
+        if backward_fraction < 1.0:
+            columns = _drawn(columns, sizes, backward_fraction, seed_and_index)
+            sizes = [_num_drawn(size, backward_fraction) for size in sizes]
+        blocks = Blocks(sizes, pieces.BLOCK)
+        columns = tf.nest.map_structure(blocks.pad, columns)
         summaries, controls = (self._fold_control(recorded) for recorded in controls)
-        *products, of_controls = self._by_chunk(*columns, controls)
+        *products, of_controls = self._by_chunk(*columns, blocks, controls)
         shapes = [shape for _, shape in self.layout]
         by_control = self.program.backpropagate_control(
             self.weights,
@@ -170,8 +184,12 @@ class _CoordinatesBackward:
         )
         return [a + b for a, b in zip(products, by_control)]
 
-    def _by_chunk(self, inputs, states, of_updates, *owners_and_controls):
+    def _by_chunk(self, inputs, states, of_updates, *blocks_and_controls):
         """Chunk by chunk through the coordinates, those of all segments side by side.
+
+        Args:
+            blocks_and_controls: of a rule with a control: ``Blocks`` of the coordinates, and the
+                controls ``[K, C, …]``.
 
         Returns:
             The derivatives by φ; and with controls ``[K, C, …]``, by them, one more.
@@ -180,7 +198,8 @@ class _CoordinatesBackward:
         # Where nothing is kept of a step, a chunk is as many coordinates as if it were one.
         is_kept = self.rule.state_depends_on_weights
         chunk = self.chunk_size // (num_steps if is_kept else self.num_segments)
-        chunk = min(total, max(1, chunk))
+        block = blocks_and_controls[0].size if blocks_and_controls else 1
+        chunk = min(total, max(1, chunk // block) * block)
         num_chunks = -(-total // chunk)
 
         def one_chunk(index, sums):
@@ -197,9 +216,10 @@ class _CoordinatesBackward:
                 tf.nest.map_structure(_fold_state, starts),
                 self._fold(of_updates_chunk * is_new),
             ]
-            if owners_and_controls:
-                owners, controls = owners_and_controls
-                owners = self._fold_owners(_slice_last(owners, first, chunk), controls)
+            if blocks_and_controls:
+                blocks, controls = blocks_and_controls
+                owners = _slice_last(tf.constant(blocks.owners), first // block, chunk // block)
+                owners = self._fold_owners(owners, controls)
                 products, by_controls = self.program.backpropagate_coordinates(
                     *arguments, controls, owners
                 )
@@ -209,7 +229,7 @@ class _CoordinatesBackward:
             return index + 1, [a + b for a, b in zip(sums, products)]
 
         zeros = [tf.zeros(v.shape, v.dtype) for v in self.rule.trainable_variables]
-        zeros += [tf.zeros_like(controls) for controls in owners_and_controls[1:]]
+        zeros += [tf.zeros_like(controls) for controls in blocks_and_controls[1:]]
         _, sums = tf.while_loop(
             lambda index, _: index < num_chunks,
             one_chunk,
@@ -229,24 +249,34 @@ class _CoordinatesBackward:
         recorded = tf.transpose(recorded, [1, 2, 0, 3])
         return tf.reshape(recorded, [*recorded.shape[:2], -1])
 
-    def _fold_owners(self, owners, controls):  # [chunk] → [T / K * chunk]
+    def _fold_owners(self, owners, controls):  # [blocks] → [T / K * blocks]
         num_tensors = controls.shape[-1] // self.num_segments
         firsts = num_tensors * tf.range(self.num_segments)[:, None]
         return tf.reshape(firsts + owners, [-1])
 
 
-def _drawn(columns, backward_fraction, seed_and_index):
-    """Of inputs, states, cotangents and owners, those of some coordinates; cotangents scaled up."""
+def _drawn(columns, sizes, backward_fraction, seed_and_index):
+    """Of inputs, states and cotangents, those of some coordinates; cotangents scaled up.
+
+    Args:
+        sizes: numbers of coordinates, one after another, of each of which the same share is drawn.
+    """
     seed, index = seed_and_index
-    total = columns[2].shape[-1]
-    drawn = max(1, round(backward_fraction * total))
     # Each part draws by a seed of its own.
     seed = tf.cast(seed, tf.int64) + tf.constant([0, index << 32], tf.int64)
-    coordinates = draw_coordinates(total, drawn, seed)
-    inputs, states, of_updates, *owners = tf.nest.map_structure(
+    coordinates = draw_coordinates(sizes, backward_fraction, seed)
+    inputs, states, of_updates = tf.nest.map_structure(
         lambda leaf: tf.gather(leaf, coordinates, axis=-1), columns
     )
-    return inputs, states, of_updates * (total / drawn), *owners
+    scale = []
+    for size in sizes:
+        number = _num_drawn(size, backward_fraction)
+        scale.append(tf.fill([number], tf.constant(size / max(1, number), of_updates.dtype)))
+    return inputs, states, of_updates * tf.concat(scale, axis=0)
+
+
+def _num_drawn(size, fraction):
+    return min(size, max(1, round(fraction * size)))
 
 
 def _by_segment(rule, layout, inputs, states, of_updates):

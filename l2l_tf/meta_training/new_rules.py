@@ -1,5 +1,6 @@
 """New rules by the names that the command line uses."""
 
+import inspect
 import re
 
 from l2l_tf import arguments, update_rules
@@ -68,8 +69,10 @@ def new_rule(name, layers, seed, conv_name=None, layout=None):
 
 
 def takes_layers(name):
-    """Whether the rule of this name has `layers`: all of ours do."""
-    return ":" not in name or own_code.takes(name, "layers")
+    """Whether the rule of this name has `layers`."""
+    if ":" in name:
+        return own_code.takes(name, "layers")
+    return "layers" in inspect.signature(_class_of(name, CONV_RULES)).parameters
 
 
 def name_of(rule):
@@ -80,12 +83,16 @@ def name_of(rule):
     return names.get(cls, cls) if is_ours else cls
 
 
+def _class_of(name, rules):
+    return getattr(update_rules, rules[name][0])
+
+
 def _make(argument, name, rules, layers, seed, **options):
     arguments.text(argument, name)
     if ":" not in name:
         arguments.choice(argument, name, rules)
-        cls, _ = rules[name]
-        return getattr(update_rules, cls)(layers=layers, seed=seed, **options)
+        options |= {"layers": layers} if takes_layers(name) else {}
+        return _class_of(name, rules)(seed=seed, **options)
     offered = {"layers": layers, "seed": seed}
     rule = own_code.call(
         "Rule", name, base.UpdateRule, "an l2l_tf.update_rules.UpdateRule", offered

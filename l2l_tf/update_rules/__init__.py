@@ -3,6 +3,7 @@
 from l2l_tf.update_rules.base import UpdateRule
 from l2l_tf.update_rules.grouped import GroupedRule
 from l2l_tf.update_rules.hand_designed import SGD, Adam, Momentum, RMSprop
+from l2l_tf.update_rules.hierarchical import Hierarchical
 from l2l_tf.update_rules.lstm.averaging import GlobalAveragingLSTM
 from l2l_tf.update_rules.lstm.coordinatewise import CoordinatewiseLSTM
 from l2l_tf.update_rules.lstm.kernelwise import KernelwiseLSTM
@@ -13,6 +14,7 @@ __all__ = [
     "CoordinatewiseLSTM",
     "GlobalAveragingLSTM",
     "GroupedRule",
+    "Hierarchical",
     "KernelwiseLSTM",
     "Momentum",
     "RMSprop",

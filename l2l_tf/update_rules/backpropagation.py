@@ -17,28 +17,45 @@ def of_updates(rule, inputs, state, cotangents, controls=None, owners=None):
         state: of the coordinates, before the first step.
         cotangents: of the updates; like the gradients.
         controls: of a rule with a control, ``[T, C, K]``.
-        owners: the tensor of each coordinate, int32 ``[N]``.
+        owners: the tensor of each block of coordinates, int32: see ``levels.sum_by_tensor``.
 
     Returns:
         ``(by φ, by the controls)``: a list, one for each of ``trainable_variables``; and
         ``[T, C, K]``, or None without a control.
     """
     num_steps = tf.nest.flatten(cotangents)[0].shape[0]
-    weights = [v.value for v in rule.trainable_variables]
+    if not rule.state_depends_on_weights:
+        return _step_by_step(rule, num_steps, inputs, state, cotangents, controls, owners)
 
     def inner_product(t, state, *of_step):
         """⟨u_t, cotangent_t⟩ and the state after the step."""
         inputs_at_t, cotangents_at_t = _at(t, (inputs, cotangents))
-        spread = [levels.spread(control, owners) for control in of_step]
-        updates, state = rule.update(inputs_at_t, state, *spread)
-        products = tf.nest.map_structure(
-            lambda u, c: tf.reduce_sum(u * c), updates, cotangents_at_t
-        )
-        return tf.add_n(tf.nest.flatten(products)), state
+        first = tf.nest.flatten(cotangents_at_t)[0]
+        spread = [levels.spread(control, owners, first) for control in of_step]
+        return _inner_product(rule, inputs_at_t, state, cotangents_at_t, *spread)
 
-    if rule.state_depends_on_weights:
-        return _through_time(rule, num_steps, inner_product, state, weights, controls)
-    return _step_by_step(num_steps, inner_product, state, weights, controls)
+    weights = [v.value for v in rule.trainable_variables]
+    return _through_time(rule, num_steps, inner_product, state, weights, controls)
+
+
+def of_step(rule, inputs, state, cotangents, *controls):
+    """The derivative of ⟨u, cotangents⟩ of one step by φ and the coordinates' controls, by a tape.
+
+    Returns:
+        ``(by φ, by the controls, the state after the step)``; the second a list like `controls`.
+    """
+    weights = [v.value for v in rule.trainable_variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch([*weights, *controls])
+        product, state = _inner_product(rule, inputs, state, cotangents, *controls)
+    products = tape.gradient(product, [*weights, *controls], unconnected_gradients="zero")
+    return products[: len(weights)], products[len(weights) :], state
+
+
+def _inner_product(rule, inputs, state, cotangents, *controls):
+    updates, state = rule.update(inputs, state, *controls)
+    products = tf.nest.map_structure(lambda u, c: tf.reduce_sum(u * c), updates, cotangents)
+    return tf.add_n(tf.nest.flatten(products)), state
 
 
 def of_control(rule, summaries, state, cotangents, tensors):
@@ -85,24 +102,28 @@ def _through_time(rule, num_steps, inner_product, state, weights, controls):
     return products[: len(weights)], None if controls is None else products[-1]
 
 
-def _step_by_step(num_steps, inner_product, state, weights, controls):
+def _step_by_step(rule, num_steps, inputs, state, cotangents, controls, owners):
     """Where the state does not depend on φ, steps are independent, and nothing is kept of them."""
 
     def step(t, state, sums, by_controls):
-        of_step = [] if controls is None else [controls[t]]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([*weights, *of_step])
-            product, state = inner_product(t, state, *of_step)
-        products = tape.gradient(product, [*weights, *of_step], unconnected_gradients="zero")
+        inputs_at_t, cotangents_at_t = _at(t, (inputs, cotangents))
+        first = tf.nest.flatten(cotangents_at_t)[0]
+        spread = [] if controls is None else [levels.spread(controls[t], owners, first)]
+        products, of_controls, state = rule.backpropagate_step(
+            inputs_at_t, state, cotangents_at_t, *spread
+        )
         sums = [a + b for a, b in zip(sums, products)]
-        by_controls = [array.write(t, products[-1]) for array in by_controls]
+        by_controls = [
+            array.write(t, levels.sum_by_tensor(of_each, owners, controls.shape[-1]))
+            for array, of_each in zip(by_controls, of_controls)
+        ]
         return t + 1, state, sums, by_controls
 
     arrays = [] if controls is None else [_array(controls)]
     _, _, sums, by_controls = tf.while_loop(
         lambda t, *_: t < num_steps,
         step,
-        (0, state, [tf.zeros(w.shape, w.dtype) for w in weights], arrays),
+        (0, state, [tf.zeros(v.shape, v.dtype) for v in rule.trainable_variables], arrays),
         maximum_iterations=num_steps,
     )
     return sums, by_controls[0].stack() if by_controls else None

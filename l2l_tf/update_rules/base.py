@@ -211,6 +211,22 @@ class UpdateRule(keras.layers.Layer):
         """
         return backpropagation.of_updates(self, inputs, state, cotangents)[0]
 
+    def backpropagate_step(self, inputs, state, cotangents, *controls):
+        """The derivative of ⟨u, cotangents⟩ of one step, where the state does not depend on φ.
+
+        By a tape over ``update``; a subclass may know a faster way.
+
+        Args:
+            inputs, state, controls: as of ``update``.
+            cotangents: of the updates.
+
+        Returns:
+            ``(by φ, by the controls, the state after the step)``: a list, one for each of
+            ``trainable_variables``; and a list like `controls`, of controls that do not depend on
+            φ anything of their shape.
+        """
+        return backpropagation.of_step(self, inputs, state, cotangents, *controls)
+
     def add_weight(self, *args, **kwargs):
         weight = super().add_weight(*args, **kwargs)
         hooks.keep_in_checkpoints(self, weight.name, weight)

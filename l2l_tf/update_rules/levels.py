@@ -90,17 +90,38 @@ def sum_by_tensor(contributions, owners, num_tensors):
     """Of each coordinate, ``[S, N]``, to each tensor's sums, ``[S, K]``.
 
     Args:
-        owners: int32 ``[N]``, the tensor of each coordinate.
+        owners: the tensor of each coordinate, int32 ``[N]``; or of each block of B, ``[N / B]``.
         num_tensors: K.
     """
+    block = _block(contributions, owners)
+    if block > 1:
+        rows = [tf.reshape(row, [-1, block]) for row in tf.unstack(contributions)]
+        contributions = tf.stack([tf.reduce_sum(row, axis=1) for row in rows])
     # A coordinate's contributions side by side: XLA adds them to a row at once.
     rows = tf.math.unsorted_segment_sum(tf.transpose(contributions), owners, num_tensors)
     return tf.transpose(rows)
 
 
-def spread(controls, owners):
-    """Of each tensor, ``[C, K]``, to its coordinates, ``[C, N]``: the transpose of the sums."""
-    return tf.transpose(tf.gather(tf.transpose(controls), owners))
+def spread(controls, owners, like):
+    """Of each tensor, ``[C, K]``, to its coordinates, ``[C, N]``: the transpose of the sums.
+
+    Args:
+        owners: as of ``sum_by_tensor``.
+        like: a vector of the coordinates, ``[N]``.
+    """
+    of_blocks = tf.transpose(tf.gather(tf.transpose(controls), owners))
+    block = _block(like, owners)
+    if block == 1:
+        return of_blocks
+    rows, blocks = of_blocks.shape
+    of_each = tf.broadcast_to(of_blocks[:, :, None], [rows, blocks, block])
+    return tf.reshape(of_each, [rows, blocks * block])
+
+
+def _block(vectors, owners):
+    """Coordinates in a block: 1 where a shape is known at run time alone."""
+    sizes = vectors.shape[-1], owners.shape[0]
+    return sizes[0] // sizes[1] if all(sizes) else 1
 
 
 def split_state(state, sizes):
@@ -146,15 +167,24 @@ def step(rule, inputs, state, tensors, owners):
     coordinates, control = state
     summaries = summarize(rule, inputs, coordinates, owners, tensors)
     controls, control = control_step(rule, summaries, control, tensors)
-    updates, coordinates = rule.update(inputs, coordinates, spread(controls, owners))
+    first = tf.nest.flatten(inputs)[0]
+    updates, coordinates = rule.update(inputs, coordinates, spread(controls, owners, first))
     return updates, (coordinates, control)
 
 
-def summarize(rule, inputs, state, owners, tensors):
-    """The summaries ``[S, K]`` of the coordinates at hand: all, or a piece."""
+def summarize(rule, inputs, state, owners, tensors, counts=None):
+    """The summaries ``[S, K]`` of the coordinates at hand: all, or a piece.
+
+    Args:
+        counts: of each block, int32, how many of its coordinates there are: the rest is filled up,
+            and does not count. None for all.
+    """
     contributions = tf.convert_to_tensor(rule.summarize(inputs, state))
-    expected = tf.TensorShape([None, owners.shape[0]])
+    expected = tf.TensorShape([None, tf.nest.flatten(inputs)[0].shape[0]])
     _check(rule, "summarize", "[S, N]", expected, contributions)
+    if counts is not None:
+        is_there = tf.range(_block(contributions, owners)) < counts[:, None]
+        contributions = tf.where(tf.reshape(is_there, [-1]), contributions, 0.0)
     return sum_by_tensor(contributions, owners, tf.shape(tensors.sizes)[0])
 
 

@@ -10,6 +10,10 @@ RULES = {
         "GlobalAveragingLSTM",
         "the paper's, with cells that are averaged over the coordinates of each tensor",
     ),
+    "hierarchical": (
+        "Hierarchical",
+        "for any model: Adam's direction, corrected, and a learned step size for each tensor",
+    ),
 }
 # For the variables of convolutions alone.
 CONV_RULES = {

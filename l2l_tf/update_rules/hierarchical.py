@@ -1,0 +1,388 @@
+"""Hierarchical: a rule for any model, on three levels: coordinates, tensors, the model."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from l2l_tf import arguments
+from l2l_tf.update_rules import base
+
+FAST, SLOW, SQUARE = 0.9, 0.99, 0.99  # decays of the two momenta and of the second moment
+POWERS = (0.8, 0.95, 0.99)  # of the averages of a tensor's gradient power
+COSINES = (0.9, 0.98)  # of the averages of the hypergradient's cosine
+LARGEST = 1e15  # gradients beyond are taken as this: a sum of millions of squares is finite
+NUM_FEATURES, NUM_TENSOR_FEATURES = 7, 19
+LEAST_LOG_STEP = -14.0
+MOST_GAIN = 2.0  # of the logarithm of a coordinate's gain
+# A jump of the power by F makes the ratio of its averages (0.8 + 0.2 F) / (0.99 + 0.01 F), never
+# more than 20: it passes 10 where gradients have become ten times as large.
+BRAKE, ALARM = -0.3, 10.0
+AT_REST = 100.0
+
+
+@keras.saving.register_keras_serializable("l2l_tf")
+class Hierarchical(base.UpdateRule):
+    """Adam's direction, corrected by a small net, with a step size for each tensor by a controller.
+
+    For any model: every input is free of the gradients' scale, every step is relative to the
+    parameters' size. After Wichrowska et al. 2017 ("Learned optimizers that scale and generalize"),
+    VeLO (Metz et al. 2022) and Celo2, and simpler than each. On three levels:
+
+    * **Coordinates** keep two momenta and a second moment. A feed-forward net turns them into a
+      correction of Adam's direction and a gain.
+    * **Tensors** have a GRU each, which sees sums over the tensor's coordinates. It moves the
+      logarithm of the tensor's step size, and biases the coordinates' net.
+    * **The model** has one signal that all tensors see: whether the last step still goes downhill.
+
+    The formulas are in docs/design.md. The last layers start from zeros: the untrained rule is Adam
+    with steps of ``exp(initial_log_step)`` of each tensor's size. What no weights can override:
+
+    * a step of at most ``exp(max_log_step)`` of a tensor's size, times `max_direction`;
+    * a brake: while a tensor's gradient power, averaged over a few steps, is ten times that of the
+      last hundred, the steps of all tensors shrink by a quarter each time;
+    * where a coordinate's gradient stays 0, it comes to rest.
+
+    Gradients are exact in scale from about 1e-17 to 1e15 in size (float32); larger ones are taken
+    as 1e15, and smaller ones as 0.
+
+    Args:
+        control_units: units of the GRU.
+        coordinate_units: units of each of the two layers of the coordinates' net; 0 for none: then
+            the direction is Adam's, and little is to be computed for each coordinate.
+        initial_log_step: logarithm of a tensor's first step, relative to its size.
+        max_log_step: the most that it becomes.
+        max_change: the most that it changes in a step.
+        max_direction: the most that a coordinate's direction becomes, in units of Adam's; 3 at
+            least, where Adam's is cut.
+        seed: int, of the initial meta-parameters; None draws them anew each time.
+        dtype, name: as of ``UpdateRule``.
+
+    State of a coordinate: two momenta and a second moment.
+
+    Example:
+
+    >>> from l2l_tf import LearnedOptimizer
+    >>> variable = tf.Variable([[1.0, -1.0]])
+    >>> optimizer = LearnedOptimizer(Hierarchical(seed=0))
+    >>> optimizer.apply([tf.constant([[1e-9, 1e9]])], [variable])
+    >>> [f"{change:.4f}" for change in (variable - [[1.0, -1.0]]).numpy()[0]]
+    ['-0.0070', '-0.0070']
+    """
+
+    sees_parameters = True
+    state_depends_on_weights = False
+
+    def __init__(
+        self,
+        control_units=16,
+        coordinate_units=8,
+        initial_log_step=-5.0,
+        max_log_step=-2.0,
+        max_change=0.15,
+        max_direction=10.0,
+        seed=None,
+        dtype="float32",
+        name=None,
+    ):
+        super().__init__(dtype=dtype, name=name)
+        self.control_units = arguments.integer("control_units", control_units, 1)
+        self.coordinate_units = arguments.integer("coordinate_units", coordinate_units, 0)
+        self.max_log_step = arguments.real("max_log_step", max_log_step, above=LEAST_LOG_STEP)
+        self.initial_log_step = arguments.real(
+            "initial_log_step", initial_log_step, minimum=LEAST_LOG_STEP, maximum=max_log_step
+        )
+        self.max_change = arguments.real("max_change", max_change, above=0)
+        self.max_direction = arguments.real("max_direction", max_direction, minimum=3)
+        self.seed = None if seed is None else arguments.integer("seed", seed)
+        rng = np.random.default_rng(None if self.seed is None else self.seed % 2**64)
+
+        def weight(name, rows, columns, scale=0.0):
+            value = scale / math.sqrt(columns) * rng.normal(size=[rows, columns])
+            return self.add_weight(name=name, shape=value.shape, initializer=lambda *_, **__: value)
+
+        units, hidden = self.control_units, self.coordinate_units
+        self._gates_of_features = weight("gates_of_features", 3 * units, NUM_TENSOR_FEATURES, 0.5)
+        self._gates_of_units = weight("gates_of_units", 3 * units, units, 0.5)
+        self._gate_biases = weight("gate_biases", 3 * units, 1)
+        self._change = weight("change", 1, units)
+        self._change_bias = weight("change_bias", 1, 1)
+        if hidden:
+            self._steering = weight("steering", hidden, units, 0.4)
+            self._steering_bias = weight("steering_bias", hidden, 1)
+            self._first = weight("first", hidden, NUM_FEATURES, 0.7)
+            self._second = weight("second", hidden, hidden, 1.0)
+            self._second_bias = weight("second_bias", hidden, 1)
+            self._last = weight("last", 2, hidden)
+            self._last_bias = weight("last_bias", 2, 1)
+
+    def initial_state(self, layout):
+        zeros = tf.zeros([base.num_coordinates(layout)], self.dtype)
+        return zeros, zeros, zeros
+
+    def initial_control(self, tensors):
+        def rows(number):
+            return tf.zeros([number, 1], self.dtype) * tensors.sizes
+
+        return {
+            "steps": rows(1),
+            "units": rows(self.control_units),
+            "log_step": rows(1) + self.initial_log_step,
+            "step": rows(1),
+            "powers": rows(len(POWERS)),
+            "cosines": rows(len(COSINES)),
+            "model_cosines": rows(len(COSINES)),
+        }
+
+    def summarize(self, inputs, state):
+        g, (fast, slow, square) = _gradients(inputs), state
+        direction = fast * _inverse_root(square)
+        new_fast, new_slow, new_square = _accumulate(g, state)
+        return tf.stack(
+            [
+                g * g,
+                g * fast,
+                fast * fast,
+                g * slow,
+                slow * slow,
+                new_fast * new_slow,
+                new_fast * new_fast,
+                new_slow * new_slow,
+                g * direction,
+                direction * direction,
+                new_square,
+                inputs.parameters * inputs.parameters,
+                _log_root(new_square),
+                tf.cast(new_square > 0, g.dtype),
+            ]
+        )
+
+    def control(self, summaries, state, tensors):
+        *of_features, logs, alive = tf.unstack(summaries)
+        features, scale, corrections, state = self._tensor_features(of_features, state, tensors)
+        units = self._run_units(features, state["units"])
+        change = self.max_change * tf.tanh(tf.matmul(self._change, units) + self._change_bias)
+        is_alarmed = state["powers"][0] > ALARM * state["powers"][2]
+        is_alarmed = tensors.model_sum(tf.cast(is_alarmed, self.dtype)) > 0
+        change = tf.where(is_alarmed, tf.constant(BRAKE, self.dtype), change)
+        log_step = tf.clip_by_value(state["log_step"] + change, LEAST_LOG_STEP, self.max_log_step)
+        step = tf.exp(log_step) * scale
+        state = {**state, "units": units, "log_step": log_step, "step": step}
+        controls = [step, corrections]
+        if self.coordinate_units:
+            mean_log = tf.math.divide_no_nan(logs, alive)
+            biases = tf.matmul(self._steering, units) + self._steering_bias
+            controls += [mean_log[None], biases]
+        return tf.concat(controls, axis=0), state
+
+    def update(self, inputs, state, controls):
+        state, step, direction, *of_net = self._seen(inputs, state, controls)
+        if self.coordinate_units:
+            features, biases, moves = of_net
+            outputs = self._run_net(features, tf.unstack(biases))
+            direction, *_ = self._corrected(direction, moves, *outputs)
+        return -step * direction, state
+
+    def backpropagate_step(self, inputs, state, cotangents, controls):
+        """As of ``UpdateRule``, by hand: as matrix products, where ``update`` is one loop."""
+        state, step, direction, *of_net = self._seen(inputs, state, controls)
+        by_weights, by_biases = [], []
+        if self.coordinate_units:
+            features, biases, moves = of_net
+            features = tf.stack(features)
+            first = tf.nn.relu(tf.matmul(self._first, features) + biases)
+            second = tf.nn.relu(tf.matmul(self._second, first) + self._second_bias)
+            correction, gain = tf.unstack(tf.matmul(self._last, second) + self._last_bias)
+            direction, uncut, factor = self._corrected(direction, moves, correction, gain)
+            by_uncut = tf.where(tf.abs(uncut) <= self.max_direction, -step * cotangents, 0.0)
+            by_gain = tf.where(tf.abs(gain) <= MOST_GAIN, by_uncut * uncut, 0.0)
+            by_outputs = tf.stack([by_uncut * factor * moves, by_gain])
+            by_second = tf.matmul(self._last, by_outputs, transpose_a=True)
+            by_second = tf.where(second > 0, by_second, 0.0)
+            by_first = tf.matmul(self._second, by_second, transpose_a=True)
+            by_first = tf.where(first > 0, by_first, 0.0)
+            by_biases = [by_first]
+            by_weights = [
+                (self._first, tf.matmul(by_first, features, transpose_b=True)),
+                (self._second, tf.matmul(by_second, first, transpose_b=True)),
+                (self._second_bias, tf.reduce_sum(by_second, axis=1, keepdims=True)),
+                (self._last, tf.matmul(by_outputs, second, transpose_b=True)),
+                (self._last_bias, tf.reduce_sum(by_outputs, axis=1, keepdims=True)),
+            ]
+        by_variable = {id(variable): product for variable, product in by_weights}
+        products = [
+            by_variable.get(id(v), tf.zeros(v.shape, self.dtype)) for v in self.trainable_variables
+        ]
+        # Neither bias corrections nor the mean size of gradients depend on the weights.
+        given = tf.zeros([4 if self.coordinate_units else 3, 1], self.dtype) * direction
+        by_controls = tf.concat([(-direction * cotangents)[None], given, *by_biases], axis=0)
+        return products, [by_controls], state
+
+    def _seen(self, inputs, state, controls):
+        """``(state, step, Adam's direction)``; and for the net ``(features, biases, moves)``."""
+        g = _gradients(inputs)
+        state = fast, slow, square = _accumulate(g, state)
+        step, of_fast, of_slow, of_gradient, *mean_log = tf.unstack(controls[:5])
+        size = _inverse_root(square)
+        fast = fast * size * of_fast
+        direction = tf.clip_by_value(fast, -3.0, 3.0)
+        if not self.coordinate_units:
+            return state, step, direction
+        g = g * size * of_gradient
+        features = _features(fast, slow * size * of_slow, g, _log_root(square) - mean_log[0])
+        # Without a gradient now or recently there is nothing to correct.
+        moves = tf.minimum(AT_REST * (tf.abs(fast) + tf.abs(g)), 1.0)
+        return state, step, direction, features, controls[5:], moves
+
+    def _corrected(self, direction, moves, correction, gain):
+        """``(direction, the same before it is cut, its factor)``."""
+        factor = tf.exp(tf.clip_by_value(gain, -MOST_GAIN, MOST_GAIN))
+        uncut = (direction + moves * correction) * factor
+        return tf.clip_by_value(uncut, -self.max_direction, self.max_direction), uncut, factor
+
+    def _tensor_features(self, sums, state, tensors):
+        """``(features [19, K], scale [1, K], corrections [3, K], state)``; sums of `summarize`."""
+        gg, gf, ff, gs, ss, fs_new, ff_new, ss_new, gd, dd, square, parameters = sums
+        size, steps = tf.maximum(tensors.sizes, 1.0), state["steps"][0]
+        power = gg / size
+        powers = _averages(state["powers"], POWERS, power)
+        powers = tf.where(steps == 0, power, powers)
+        cosine = _cosine(gd, gg, dd)
+        cosines = _averages(state["cosines"], COSINES, cosine)
+        step = state["step"][0]
+        of_model = _cosine(*map(tensors.model_sum, (gd * step, gg, dd * step * step)))
+        model_cosines = _averages(state["model_cosines"], COSINES, of_model)
+
+        is_vector = tf.cast(tensors.ranks < 2, self.dtype)
+        fan_in = tf.maximum(tensors.fan_in, 1.0)
+        floor = tf.where(tensors.ranks > 1, 0.3 * tf.math.rsqrt(fan_in), 0.1)
+        mean = parameters / size
+        scale = tf.sqrt(mean + floor * floor)
+        of_fast, of_slow, of_square = (
+            -tf.math.expm1(math.log(b) * (steps + 1)) for b in (FAST, SLOW, SQUARE)
+        )
+        variance = square / of_square
+
+        def signal(momentum, correction, least):
+            ratio = tf.math.divide_no_nan(momentum / (correction * correction), variance)
+            return 0.25 * tf.math.log(ratio + least)
+
+        features = [
+            tf.math.log1p(steps) / 7 - 0.6,
+            _cosine(gf, gg, ff),
+            _cosine(gs, gg, ss) * 2,
+            _cosine(fs_new, ff_new, ss_new),
+            cosine,
+            signal(ff_new, of_fast, 1e-4) + 1,
+            signal(ss_new, of_slow, 1e-5) + 1.5,
+            tf.maximum(tf.math.log(mean * _inverse_root(mean) / scale + 1e-6), -3.0) / 3,
+            (state["log_step"][0] + 5) / 4,
+            _growth(powers[0], powers[1]),
+            _growth(powers[1], powers[2]),
+            cosines[0] * 2,
+            cosines[1] * 4,
+            is_vector,
+            tf.math.log(fan_in) / 5 - 0.5,
+            tf.math.log(size) / 8 - 0.7,
+            of_model,
+            model_cosines[0] * 2,
+            model_cosines[1] * 4,
+        ]
+        root = tf.sqrt(of_square)
+        corrections = tf.stack([root / of_fast, root / of_slow, root])
+        new = {"steps": steps[None] + 1, "powers": powers, "cosines": cosines}
+        new["model_cosines"] = model_cosines
+        return tf.stack(features), scale[None], corrections, {**state, **new}
+
+    def _run_units(self, features, units):
+        """One step of the GRU: ``[units, K]``."""
+        update, reset, new = tf.split(
+            tf.matmul(self._gates_of_features, features) + self._gate_biases, 3
+        )
+        of_update, of_reset, of_new = tf.split(tf.matmul(self._gates_of_units, units), 3)
+        update = tf.sigmoid(update + of_update + 1.0)
+        new = tf.tanh(new + tf.sigmoid(reset + of_reset) * of_new)
+        return update * units + (1 - update) * new
+
+    def _run_net(self, features, biases):
+        """Features, a list of ``[N]``, to the correction and the logarithm of the gain, ``[N]``."""
+        layers = [(self._first.value, biases)]
+        for weights, biases in (self._second, self._second_bias), (self._last, self._last_bias):
+            layers.append((weights.value, tf.unstack(biases.value[:, 0])))
+        *hidden, last = layers
+        for layer in hidden:
+            features = [tf.nn.relu(h) for h in _layer(features, *layer)]
+        return _layer(features, *last)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "control_units": self.control_units,
+            "coordinate_units": self.coordinate_units,
+            "initial_log_step": self.initial_log_step,
+            "max_log_step": self.max_log_step,
+            "max_change": self.max_change,
+            "max_direction": self.max_direction,
+            "seed": self.seed,
+        }
+
+
+def _gradients(inputs):
+    return tf.clip_by_value(inputs.gradients, -LARGEST, LARGEST)
+
+
+def _accumulate(g, state):
+    fast, slow, square = state
+    return (
+        FAST * fast + (1 - FAST) * g,
+        SLOW * slow + (1 - SLOW) * g,
+        SQUARE * square + (1 - SQUARE) * (g * g),
+    )
+
+
+def _features(fast, slow, gradient, relative):
+    """Of each coordinate, what the net sees: a list of ``[N]``."""
+    clip, magnitude = tf.clip_by_value, 3 * tf.abs(slow)
+    return [
+        clip(fast, -3.0, 3.0),
+        3 * clip(slow, -3.0, 3.0),
+        clip(gradient, -3.0, 3.0),
+        clip(3 * fast * slow, -2.0, 2.0),
+        tf.minimum(magnitude, 3.0) - 0.5,
+        clip(relative, -4.0, 4.0) / 2,
+        tf.minimum(tf.abs(fast), 2.0) - 0.3,
+    ]
+
+
+def _layer(inputs, weights, biases):
+    """A product with few rows, spelled out: XLA makes one loop of it and all around it."""
+    return [
+        tf.add_n([w * x for w, x in zip(tf.unstack(row), inputs)]) + bias
+        for row, bias in zip(tf.unstack(weights), biases)
+    ]
+
+
+def _averages(averages, decays, value):
+    decays = tf.constant(decays, value.dtype)[:, None]
+    return decays * averages + (1 - decays) * value
+
+
+def _inverse_root(x):
+    """1/√x, and 0 for 0: also where the product of two such would be too small for a float."""
+    is_positive = x > 0
+    return tf.where(is_positive, tf.math.rsqrt(tf.where(is_positive, x, 1.0)), 0.0)
+
+
+def _cosine(product, square, other_square):
+    return product * _inverse_root(square) * _inverse_root(other_square)
+
+
+def _log_root(x):
+    """log √x, and 0 for 0."""
+    return 0.5 * tf.math.log(tf.where(x > 0, x, 1.0))
+
+
+def _growth(power, longer):
+    ratio = tf.math.divide_no_nan(power, longer)
+    return tf.clip_by_value(_log_root(ratio), -2.0, 2.0)

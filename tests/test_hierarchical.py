@@ -1,0 +1,232 @@
+"""Hierarchical: what it is before it is trained, what no weights can change, its meta-gradient."""
+
+import conftest
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import test_levels
+
+import l2l_tf
+from l2l_tf.engine.step import CoordinatesStep
+from l2l_tf.engine.unroll import initial_state, unroll
+from l2l_tf.meta_training import objectives
+from l2l_tf.meta_training.meta_gradient import meta_gradient
+from l2l_tf.update_rules import Hierarchical, backpropagation, levels
+
+SHAPES = [(9, 5), (5,), (3, 3, 2, 4), (), (1,), (70, 1)]
+SIZES = [int(np.prod(shape)) for shape in SHAPES]
+OWNERS = levels.owners_of(SIZES)
+LAYOUT = [(f"tensor_{k}", shape) for k, shape in enumerate(SHAPES)]
+units = pytest.mark.parametrize("coordinate_units", [0, 4])
+net_by_default = pytest.mark.parametrize(
+    "coordinate_units", [pytest.param(0, marks=pytest.mark.slow), 4]
+)
+
+
+def random_rule(scale=0.5, **kwargs):
+    """With random weights in place of zeros."""
+    rule, rng = Hierarchical(seed=0, **kwargs), np.random.default_rng(1)
+    for weight in rule.weights:
+        weight.assign_add(scale * rng.normal(size=weight.shape).astype(rule.dtype))
+    return rule
+
+
+def random_gradients(num_steps, dtype="float32"):
+    rng = np.random.default_rng(0)
+    drift = rng.normal(size=sum(SIZES))
+    sizes = np.exp(rng.normal(size=len(SIZES)))[OWNERS]
+    return (sizes * (drift + rng.normal(size=[num_steps, sum(SIZES)]))).astype(dtype)
+
+
+def run(rule, gradients, parameters=None):
+    """Updates ``[steps, N]``, log steps ``[steps, K]``; the parameters do not move."""
+    tensors = levels.Tensors.of_shapes(SHAPES, rule.dtype)
+    parameters = tf.zeros(sum(SIZES), rule.dtype) if parameters is None else parameters
+
+    state, updates, log_steps = levels.initial_state(rule, sum(SIZES), tensors), [], []
+    for gradient in gradients:
+        inputs = levels.Inputs(tf.constant(gradient, rule.dtype), parameters)
+        update, state = levels.step(rule, inputs, state, tensors, OWNERS)
+        updates.append(update.numpy())
+        log_steps.append(state[1]["log_step"].numpy()[0])
+    return np.array(updates), np.array(log_steps)
+
+
+def sizes_of_steps(parameters):
+    """What a step is relative to, for each coordinate."""
+    fan_in = np.array([np.prod(shape[:-1]) if len(shape) > 1 else 9.0 for shape in SHAPES])
+    squares = np.array([np.mean(parameters[k == OWNERS] ** 2) for k in range(len(SHAPES))])
+    return np.sqrt(squares + 0.09 / fan_in)[OWNERS]  # 0.1 for vectors
+
+
+@units
+def test_untrained_it_is_adam_with_relative_steps(coordinate_units):
+    gradients = random_gradients(30, "float64")
+    parameters = np.random.default_rng(2).normal(size=sum(SIZES)) * (OWNERS != 2)
+    rule = Hierarchical(coordinate_units=coordinate_units, dtype="float64", initial_log_step=-4.0)
+    updates, _ = run(rule, gradients, parameters)
+    rate = l2l_tf.update_rules.Adam(1.0, beta_2=0.99, epsilon=0.0, dtype="float64")
+    adam, state = rate, rate.initial_state(sum(SIZES))
+    for gradient, received in zip(gradients, updates):
+        step, state = adam.update(tf.constant(gradient), state)
+        expected = np.exp(-4.0) * sizes_of_steps(parameters) * np.clip(step, -3, 3)
+        np.testing.assert_allclose(received, expected, rtol=1e-10)
+
+
+@units
+@pytest.mark.parametrize("factor", [1e-14, 1e12])
+def test_the_scale_of_gradients_does_not_matter(coordinate_units, factor):
+    rule, gradients = random_rule(coordinate_units=coordinate_units), random_gradients(20)
+    expected, log_steps = run(rule, gradients)
+    received, others = run(rule, gradients * np.float32(factor))
+    assert np.ptp(log_steps, axis=0).min() > 0.1
+    np.testing.assert_allclose(others, log_steps, atol=1e-4)
+    np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_no_weights_override_the_caps(scale):
+    parameters = np.random.default_rng(2).normal(size=sum(SIZES)).astype("float32")
+    for sign in (-1, 1):
+        rule = random_rule(scale, max_log_step=-3.0, max_direction=4.0)
+        rule._change_bias.assign([[sign * 1e3]])
+        updates, log_steps = run(rule, random_gradients(60), parameters)
+        most = np.exp(-3.0) * 4.0 * sizes_of_steps(parameters)
+        assert np.all(np.abs(updates) <= most * 1.0001)
+        assert np.all((log_steps >= -14) & (log_steps <= -3))
+    assert log_steps.max() == -3
+
+
+def test_no_weights_override_the_brake():
+    rule = random_rule()
+    rule._change_bias.assign([[1e3]])
+    gradients = random_gradients(40)
+    gradients[30:, OWNERS == 2] *= 20
+    _, log_steps = run(rule, gradients)
+    assert np.all(log_steps[29] == -2)
+    np.testing.assert_allclose(np.diff(log_steps[29:34], axis=0), -0.3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 1e20, 3e37])
+def test_everything_is_finite_whatever_the_gradients(scale):
+    gradients = random_gradients(6)
+    gradients /= np.abs(gradients).max()
+    gradients[3:5] = 0
+    updates, log_steps = run(random_rule(), gradients * np.float32(scale))
+    assert np.isfinite(updates).all() and np.isfinite(log_steps).all()
+    if scale < 1e-20:
+        assert not updates.any()
+
+
+def test_a_gradient_that_is_not_a_number_is_seen():
+    gradients = random_gradients(2)
+    gradients[1, 7] = np.nan
+    updates, _ = run(random_rule(), gradients)
+    assert np.isfinite(updates[0]).all() and np.isnan(updates[1]).any()
+
+
+def test_a_coordinate_without_gradients_comes_to_rest():
+    """As a row of an embedding that batches do not touch any more."""
+    gradients = random_gradients(150)
+    gradients[:, 0] = 0
+    gradients[1:, 1] = 0
+    updates, _ = run(random_rule(), gradients)
+    assert not updates[:, 0].any()
+    before, after = np.abs(updates[[0, 149], 1])
+    assert before > 1e-3 and after < 1e-3 * before
+
+
+@net_by_default
+def test_pieces_and_blocks_give_what_the_whole_does(monkeypatch, coordinate_units):
+    rule = random_rule(coordinate_units=coordinate_units)
+    rng = np.random.default_rng(2)
+    parameters = rng.normal(size=sum(SIZES)).astype("float32")
+    gradients = random_gradients(5)
+    expected, _ = run(rule, gradients, parameters)
+
+    def in_tensors(vector):
+        return [tf.reshape(part, s) for part, s in zip(tf.split(vector, SIZES), SHAPES)]
+
+    for cut in (False, True):
+        if cut:
+            monkeypatch.undo()
+            conftest.in_pieces(monkeypatch, side_by_side=2, least=10, most=64)
+        step = CoordinatesStep(rule, LAYOUT, most=64)
+        assert len(step.piece_sizes) > 1
+        state = step.initial_state(lambda shape, make, **_: make(shape, "float32"))
+        for gradient, of_step in zip(gradients, expected):
+            inputs = levels.Inputs(in_tensors(gradient), in_tensors(parameters))
+            updates, state = step.run(inputs, state)
+            received = np.concatenate([np.ravel(update) for update in updates])
+            np.testing.assert_allclose(received, of_step, rtol=1e-3, atol=1e-6)
+
+
+def test_files_keep_it(tmp_path):
+    rule = random_rule(coordinate_units=3, control_units=5, max_log_step=-1.5, max_change=0.2)
+    expected, _ = run(rule, random_gradients(3))
+    l2l_tf.save(rule, tmp_path / "rule")
+    for copy in (l2l_tf.load(tmp_path / "rule"), Hierarchical.from_config(rule.get_config())):
+        assert copy.get_config() == rule.get_config()
+        np.testing.assert_array_equal(run(copy, random_gradients(3))[0], expected)
+    saved = tf.saved_model.load(str(tmp_path / "rule"))
+    shapes = tf.ragged.constant([list(shape) for shape in SHAPES], tf.int32)
+    state = saved.initial_state(shapes)
+    for gradient, of_step in zip(random_gradients(3), expected):
+        updates, state = saved.update(tf.constant(gradient), tf.zeros(sum(SIZES)), state, shapes)
+        np.testing.assert_allclose(updates, of_step, rtol=1e-3, atol=1e-6)
+
+
+@net_by_default
+def test_it_trains_a_model(coordinate_units):
+    model = conftest.mlp()
+    rule = Hierarchical(coordinate_units=coordinate_units, initial_log_step=-3.0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=l2l_tf.LearnedOptimizer(rule), loss=loss)
+    losses = model.fit(conftest.image_data(), epochs=4, verbose=0, shuffle=False).history["loss"]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@units
+def test_the_derivative_by_hand_equals_a_tape(coordinate_units):
+    rule = random_rule(coordinate_units=coordinate_units, dtype="float64", max_direction=3.5)
+    rng = np.random.default_rng(3)
+    inputs = levels.Inputs(*(tf.constant(rng.normal(size=[40])) for _ in range(2)))
+    state = tuple(tf.constant(rng.normal(size=[40]) ** 2) for _ in range(3))
+    number = 5 + coordinate_units if coordinate_units else 4
+    controls, cotangents = (tf.constant(rng.normal(size=n)) for n in ([number, 40], [40]))
+    received = rule.backpropagate_step(inputs, state, cotangents, controls)
+    expected = backpropagation.of_step(rule, inputs, state, cotangents, controls)
+    for a, b in zip(received[0], expected[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    of_weights = [0, *range(5, number)]  # the others do not depend on them
+    (a,), (b,) = received[1], expected[1]
+    assert np.abs(b).max() > 0.1
+    for row in of_weights:
+        np.testing.assert_allclose(a[row], b[row], rtol=1e-10, atol=1e-12)
+    for a, b in zip(received[2], expected[2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@net_by_default
+def test_identity_equals_taping_the_unroll(coordinate_units):
+    rule = random_rule(coordinate_units=coordinate_units, control_units=3, dtype="float64")
+    problem = test_levels.Curved()
+    parameters, (batches,) = test_levels.episode(problem)
+    shapes = [shape for _, shape in problem.layout]
+    states = [[test_levels.start(rule, shapes)]] * test_levels.OPTIMIZEES
+    expected, *_ = test_levels.taped(
+        [(rule, range(len(shapes)))], problem, parameters, states, batches
+    )
+    lengths = {"num_steps": test_levels.NUM_STEPS, "segment_length": test_levels.SEGMENT}
+    state = initial_state(rule, problem.layout, test_levels.OPTIMIZEES)
+
+    @tf.function
+    def received():
+        start = test_levels.vector(parameters)
+        trajectory = unroll(rule, problem, start, state, batches, **lengths)
+        weights = objectives.loss_weights(objectives.loss_sum, trajectory.losses)
+        return meta_gradient(rule, problem.layout, trajectory, weights, chunk_size=300)
+
+    for a, b in zip(received(), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8 * np.abs(b).max())
