@@ -58,6 +58,7 @@ def unroll(
     second_derivatives=False,
     runs=None,
     max_loss_ratio=None,
+    weights=None,
 ):
     """Runs `num_steps` steps of `rule` on M optimizees of `problem`.
 
@@ -83,6 +84,7 @@ def unroll(
         runs: of the unroll before, where this one goes on with its optimizees; or None.
         max_loss_ratio: an optimizee whose loss is above this many times its f(θ_0) is stopped. So
             is, in any case, one whose loss or gradient is not finite.
+        weights: values of ``rule.variables``, to run the rule with in place of its own.
 
     Returns:
         A ``Trajectory``. Of an optimizee that was stopped at step t, θ_t is kept, and f(θ_t) stands
@@ -91,12 +93,17 @@ def unroll(
     """
     if record and second_derivatives:
         raise ValueError("What is recorded is stopped. With `second_derivatives`, record=False.")
+    if weights is not None and second_derivatives:
+        raise ValueError("With `second_derivatives`, the weights are the rule's: weights=None.")
     segment_length = segment_length or num_steps
     num_segments = num_steps // segment_length
     num_optimizees = parameters.shape[0]
     parts = Parts(rule, problem.layout)
+    weights = None if weights is None else dict(zip(map(id, rule.variables), weights))
     steps = [
-        optimizee_step.step(*part, num_optimizees, is_compiled=not second_derivatives)
+        optimizee_step.step(
+            *part, num_optimizees, is_compiled=not second_derivatives, weights=weights
+        )
         for part in parts
     ]
     sees_parameters = any(step.rule.sees_parameters for step in steps)
