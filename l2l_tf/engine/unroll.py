@@ -25,6 +25,7 @@ class Trajectory(NamedTuple):
     visited: tf.Tensor | tuple = ()  # [T, M, N], θ_0 … θ_{T-1}, of a rule that sees parameters
     # For each part with a control, its summaries [T, S, M · K] and controls [T, C, M · K]; else ().
     controls: tuple = ()
+    updates: tf.Tensor | None = None  # [T, M, N], u_0 … u_{T-1}, with `record_updates`
     runs: Any = None  # ``Runs`` after T steps: which optimizees have not diverged
 
 
@@ -59,6 +60,7 @@ def unroll(
     runs=None,
     max_loss_ratio=None,
     weights=None,
+    record_updates=False,
 ):
     """Runs `num_steps` steps of `rule` on M optimizees of `problem`.
 
@@ -85,6 +87,7 @@ def unroll(
         max_loss_ratio: an optimizee whose loss is above this many times its f(θ_0) is stopped. So
             is, in any case, one whose loss or gradient is not finite.
         weights: values of ``rule.variables``, to run the rule with in place of its own.
+        record_updates: with `record`, whether to keep the updates too.
 
     Returns:
         A ``Trajectory``. Of an optimizee that was stopped at step t, θ_t is kept, and f(θ_t) stands
@@ -126,8 +129,9 @@ def unroll(
             updates.append(update)
             new_states.append(state)
             of_controls += of_control
-        records = _write(records, t, [losses, gradients, *seen, *of_controls])
         updates = tf.where(runs.running[:, None], parts.put_together(updates), 0)
+        made = [updates] if record_updates else []
+        records = _write(records, t, [losses, gradients, *seen, *made, *of_controls])
         return t + 1, parameters + updates, runs, new_states, records
 
     def observe(t, parameters, runs):
@@ -155,6 +159,8 @@ def unroll(
         records.append(_array(num_steps + 1, parameters.shape, parameters.dtype))
         if sees_parameters:
             records.append(_array(num_steps, parameters.shape, parameters.dtype))
+        if record_updates:
+            records.append(_array(num_steps, parameters.shape, parameters.dtype))
         for part_step in steps:
             records += [
                 _array(num_steps, shape, parameters.dtype) for shape in part_step.recorded_shapes
@@ -180,6 +186,7 @@ def unroll(
         gradients=recorded.pop(0),
         segment_states=tf.nest.pack_sequence_as(state, [array.stack() for array in starts]),
         visited=recorded.pop(0) if sees_parameters else (),
+        updates=recorded.pop(0) if record_updates else None,
         controls=tuple(
             tuple(recorded.pop(0) for _ in part_step.recorded_shapes) for part_step in steps
         ),

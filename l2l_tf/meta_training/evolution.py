@@ -8,7 +8,7 @@ pair have the same θ_0 and see the same batches; in window w of an episode they
 
 What an earlier window's perturbation does to a later window's loss is in ξ (Vicol, Metz and
 Sohl-Dickstein 2021, "Unbiased gradient estimation in unrolled computation graphs with persistent
-evolution strategies", equation 8 and algorithm 2). So Σ_w ĝ_w is an unbiased estimate of the
+evolution strategies"). So Σ_w ĝ_w is an unbiased estimate of the
 gradient of E_ε Σ_w L_w, the loss smoothed over a width of σ, however short the windows are: nothing
 is truncated. With one window an episode this is plain evolution strategies (Metz et al. 2019,
 "Understanding and correcting pathologies in the training of learned optimizers").
@@ -128,16 +128,17 @@ class PersistentEvolution(Estimator):
         """ε of each pair, ``[M · K, C]``."""
         size = sum(_sizes(rule))
 
-        def of_pair(seed):
+        def of_pair(row):
+            # Below 0, where the seeds of episodes and of drawn coordinates never are.
+            seed = fold_in(tf.stack([row[0], -1 - row[1]]), row[2])
             return tf.random.stateless_normal([size], seed, dtype=rule.dtype, alg="philox")
 
-        # Below 0, where the seeds of episodes and of drawn coordinates never are.
-        seeds = tf.stack([data["episode"], -1 - data["window"]], axis=1)
-        seeds = [
-            fold_in(seed, pair) for seed in tf.unstack(seeds) for pair in range(self.num_pairs)
-        ]
-        drawn = tf.map_fn(of_pair, tf.stack(seeds), fn_output_signature=rule.dtype)
-        return self.standard_deviation * tf.ensure_shape(drawn, [len(seeds), size])
+        pairs = tf.range(self.num_pairs, dtype=tf.int64)
+        columns = tf.meshgrid(data["episode"], pairs, indexing="ij")
+        episode, pair = (tf.reshape(column, [-1]) for column in columns)
+        rows = tf.stack([episode, tf.repeat(data["window"], self.num_pairs), pair], axis=1)
+        drawn = tf.map_fn(of_pair, rows, fn_output_signature=rule.dtype)
+        return self.standard_deviation * tf.ensure_shape(drawn, [rows.shape[0], size])
 
     def _run(self, rule, problem, members, perturbations, batches):
         """Losses ``[M · K · 2, T + 1]`` and members after a window, as many at once as cores."""
