@@ -126,6 +126,7 @@ PUBLIC = {
             "objective": "choice",
             "backward_fraction": "positive",
             "second_derivatives": "boolean",
+            "estimator": "choice",
             "chunk_size": "count",
         },
     ),

@@ -25,7 +25,7 @@ class Trajectory(NamedTuple):
     visited: tf.Tensor | tuple = ()  # [T, M, N], θ_0 … θ_{T-1}, of a rule that sees parameters
     # For each part with a control, its summaries [T, S, M · K] and controls [T, C, M · K]; else ().
     controls: tuple = ()
-    updates: tf.Tensor | None = None  # [T, M, N], u_0 … u_{T-1}, with `record_updates`
+    updates: tf.Tensor | tuple = ()  # [T, M, N], u_0 … u_{T-1}, with `record_updates`
     runs: Any = None  # ``Runs`` after T steps: which optimizees have not diverged
 
 
@@ -186,7 +186,7 @@ def unroll(
         gradients=recorded.pop(0),
         segment_states=tf.nest.pack_sequence_as(state, [array.stack() for array in starts]),
         visited=recorded.pop(0) if sees_parameters else (),
-        updates=recorded.pop(0) if record_updates else None,
+        updates=recorded.pop(0) if record_updates else (),
         controls=tuple(
             tuple(recorded.pop(0) for _ in part_step.recorded_shapes) for part_step in steps
         ),
