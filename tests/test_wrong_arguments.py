@@ -130,6 +130,7 @@ PUBLIC = {
             "objective": "choice",
             "backward_fraction": "positive",
             "second_derivatives": "boolean",
+            "estimator": "choice",
             "chunk_size": "count",
         },
     ),

@@ -16,12 +16,13 @@ def initial_state(rule, layout, num_optimizees):
     return levels.initial_state(rule, num_optimizees * base.num_coordinates(layout), tensors)
 
 
-def step(rule, layout, num_optimizees, is_compiled):
+def step(rule, layout, num_optimizees, is_compiled, weights=None):
     """One step of a part of a rule on M optimizees.
 
     Args:
         rule, layout: of the part.
         is_compiled: or open to a tape around it.
+        weights: of a compiled one, the `values` of ``Program.weights``.
 
     Returns:
         A callable object, from inputs ``[M, N]`` and a state to updates, the new state, and what
@@ -29,8 +30,10 @@ def step(rule, layout, num_optimizees, is_compiled):
         one, ``join`` undoes that.
     """
     if rule.coupling != "coordinate":
-        return _CoupledStep(rule, layout, is_compiled)
-    return (_PieceStep if is_compiled else _WholeStep)(rule, layout, num_optimizees)
+        return _CoupledStep(rule, layout, is_compiled, weights)
+    if not is_compiled:
+        return _WholeStep(rule, layout, num_optimizees)
+    return _PieceStep(rule, layout, num_optimizees, weights)
 
 
 class _WholeStep:
@@ -59,10 +62,10 @@ class _WholeStep:
 class _PieceStep:
     """Compiled, the coordinates cut into pieces that run side by side."""
 
-    def __init__(self, rule, layout, num_optimizees):
+    def __init__(self, rule, layout, num_optimizees, weights):
         self.rule = rule
         self._step = CoordinatesStep(rule, layout, num_optimizees)
-        self._weights = self._step.program.weights()
+        self._weights = self._step.program.weights(weights)
         self.recorded_shapes = ()
         if rule.has_control:
             tensors = self._step.tensors
@@ -99,13 +102,13 @@ class _CoupledStep:
 
     recorded_shapes = ()
 
-    def __init__(self, rule, layout, is_compiled):
+    def __init__(self, rule, layout, is_compiled, weights):
         self.rule = rule
         self._layout = layout
         self._update = rule.update
         if is_compiled:
             program = Program(rule)
-            weights = program.weights()
+            weights = program.weights(weights)
             self._update = lambda inputs, state: program.update(weights, inputs, state)
 
     def __call__(self, inputs, states):

@@ -37,9 +37,17 @@ class Program:
         if self._compiled.kernel is not None:
             self._compiled.kernel.build()
 
-    def weights(self):
-        """The rule's weights as they are now, a list of tensors."""
-        return [tf.convert_to_tensor(v.value) for v in self.rule.variables]
+    def weights(self, values=None):
+        """The rule's weights as they are now, a list of tensors.
+
+        Args:
+            values: dict of a variable's ``id`` to what to take in its place.
+        """
+        values = values or {}
+        return [
+            tf.convert_to_tensor(values[id(v)] if id(v) in values else v.value)
+            for v in self.rule.variables
+        ]
 
     def update(self, weights, inputs, state, *controls_and_owners):
         """``rule.update``, by a kernel of the rule's where that can run it.

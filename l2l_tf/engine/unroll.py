@@ -25,6 +25,7 @@ class Trajectory(NamedTuple):
     visited: tf.Tensor | tuple = ()  # [T, M, N], θ_0 … θ_{T-1}, of a rule that sees parameters
     # For each part with a control, its summaries [T, S, M · K] and controls [T, C, M · K]; else ().
     controls: tuple = ()
+    updates: tf.Tensor | tuple = ()  # [T, M, N], u_0 … u_{T-1}, with `record_updates`
     runs: Any = None  # ``Runs`` after T steps: which optimizees have not diverged
 
 
@@ -58,6 +59,8 @@ def unroll(
     second_derivatives=False,
     runs=None,
     max_loss_ratio=None,
+    weights=None,
+    record_updates=False,
 ):
     """Runs `num_steps` steps of `rule` on M optimizees of `problem`.
 
@@ -83,6 +86,8 @@ def unroll(
         runs: of the unroll before, where this one goes on with its optimizees; or None.
         max_loss_ratio: an optimizee whose loss is above this many times its f(θ_0) is stopped. So
             is, in any case, one whose loss or gradient is not finite.
+        weights: values of ``rule.variables``, to run the rule with in place of its own.
+        record_updates: with `record`, whether to keep the updates too.
 
     Returns:
         A ``Trajectory``. Of an optimizee that was stopped at step t, θ_t is kept, and f(θ_t) stands
@@ -91,12 +96,17 @@ def unroll(
     """
     if record and second_derivatives:
         raise ValueError("What is recorded is stopped. With `second_derivatives`, record=False.")
+    if weights is not None and second_derivatives:
+        raise ValueError("With `second_derivatives`, the weights are the rule's: weights=None.")
     segment_length = segment_length or num_steps
     num_segments = num_steps // segment_length
     num_optimizees = parameters.shape[0]
     parts = Parts(rule, problem.layout)
+    weights = None if weights is None else dict(zip(map(id, rule.variables), weights))
     steps = [
-        optimizee_step.step(*part, num_optimizees, is_compiled=not second_derivatives)
+        optimizee_step.step(
+            *part, num_optimizees, is_compiled=not second_derivatives, weights=weights
+        )
         for part in parts
     ]
     sees_parameters = any(step.rule.sees_parameters for step in steps)
@@ -119,8 +129,9 @@ def unroll(
             updates.append(update)
             new_states.append(state)
             of_controls += of_control
-        records = _write(records, t, [losses, gradients, *seen, *of_controls])
         updates = tf.where(runs.running[:, None], parts.put_together(updates), 0)
+        made = [updates] if record_updates else []
+        records = _write(records, t, [losses, gradients, *seen, *made, *of_controls])
         return t + 1, parameters + updates, runs, new_states, records
 
     def observe(t, parameters, runs):
@@ -148,6 +159,8 @@ def unroll(
         records.append(_array(num_steps + 1, parameters.shape, parameters.dtype))
         if sees_parameters:
             records.append(_array(num_steps, parameters.shape, parameters.dtype))
+        if record_updates:
+            records.append(_array(num_steps, parameters.shape, parameters.dtype))
         for part_step in steps:
             records += [
                 _array(num_steps, shape, parameters.dtype) for shape in part_step.recorded_shapes
@@ -173,6 +186,7 @@ def unroll(
         gradients=recorded.pop(0),
         segment_states=tf.nest.pack_sequence_as(state, [array.stack() for array in starts]),
         visited=recorded.pop(0) if sees_parameters else (),
+        updates=recorded.pop(0) if record_updates else (),
         controls=tuple(
             tuple(recorded.pop(0) for _ in part_step.recorded_shapes) for part_step in steps
         ),

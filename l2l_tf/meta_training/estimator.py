@@ -5,8 +5,8 @@ The seam between what meta-training minimizes and who averages and applies what 
 
     gradients, carry, losses, … = estimator(rule, problem, carry, data)
 
-Three stand behind it: the identity and the exact derivative, here; evolution strategies, in
-``evolution.py``.
+Four stand behind it: the identity and the exact derivative, here; evolution strategies, in
+``evolution.py``; the identity with a teacher, in ``imitation.py``.
 """
 
 from typing import Any, NamedTuple
@@ -118,7 +118,10 @@ class Identity(Estimator):
         self.chunk_size = chunk_size
 
     def __call__(self, rule, problem, carry, data):
-        trajectory, after = self.unroll(rule, problem, carry, data)
+        return self._estimate(rule, problem, carry, data, *self.unroll(rule, problem, carry, data))
+
+    def _estimate(self, rule, problem, carry, data, trajectory, after, of_updates=None):
+        """That of a window's trajectory; with `of_updates`, see ``meta_gradient``."""
         values, weights, left_out = objectives.values_and_weights(
             self.objective, trajectory.losses, trajectory.runs.first_losses
         )
@@ -130,6 +133,7 @@ class Identity(Estimator):
             backward_fraction=self.backward_fraction,
             seed=tf.stack([data["episode"][0], data["window"][0]]),
             chunk_size=self.chunk_size,
+            of_updates=of_updates,
         )
         return Estimate(gradients, after, trajectory.losses, values, left_out)
 

@@ -38,6 +38,7 @@ def meta_gradient(
     backward_fraction=1.0,
     seed=(0, 0),
     chunk_size=None,
+    of_updates=None,
 ):
     """∂L/∂φ, to first order.
 
@@ -53,6 +54,8 @@ def meta_gradient(
         chunk_size: coordinates times steps in a chunk: what the backward pass takes beside the
             recorded gradients and the cotangents, whatever the optimizee's size and the unroll
             length. None takes what the device wants: see ``engine/pieces.py``.
+        of_updates: ``[T, M, N]``, the derivatives by the updates of what is added to L: cotangents
+            beside those that come of the losses. Or None.
 
     Returns:
         List of gradients, one for each of ``rule.trainable_variables``.
@@ -63,7 +66,8 @@ def meta_gradient(
     """
     _check_arguments(rule, layout, trajectory, weights, backward_fraction, seed, chunk_size)
     parts = Parts(rule, layout)
-    of_updates = parts.take(cotangents(trajectory.gradients, weights[..., None]))  # [T, M, N]
+    of_losses = cotangents(trajectory.gradients, weights[..., None])  # [T, M, N]
+    of_updates = parts.take(of_losses if of_updates is None else of_losses + of_updates)
     gradients = parts.take(trajectory.gradients[:-1])
     sees_parameters = any(of_part.sees_parameters for of_part, _ in parts)
     visited = parts.take(trajectory.visited) if sees_parameters else gradients

@@ -15,6 +15,7 @@ from l2l_tf.meta_training import trainer_checks as checks
 from l2l_tf.meta_training.callbacks import InnerStepsPerSecond
 from l2l_tf.meta_training.divergence import Divergence
 from l2l_tf.meta_training.estimator import Exact, Identity
+from l2l_tf.meta_training.evolution import PersistentEvolution
 from l2l_tf.meta_training.meta_step import MetaStep
 from l2l_tf.meta_training.mixture_data import MixtureData, ValidationOfMixture
 from l2l_tf.meta_training.objectives import OBJECTIVES, check_objective
@@ -25,6 +26,7 @@ from l2l_tf.problems.mixture import Mixture
 from l2l_tf.update_rules import base
 
 CREDITS = ("segment", "episode")
+ESTIMATORS = {"identity": Identity, "exact": Exact, "evolution": PersistentEvolution}
 
 
 class MetaTrainer(keras.Model):
@@ -55,9 +57,10 @@ class MetaTrainer(keras.Model):
             coordinates are always all backpropagated.
         second_derivatives: the exact meta-gradient, through the optimizee's gradients too.
         chunk_size: see ``meta_gradient``.
-        estimator: in place of the identity or, with `second_derivatives`, the exact meta-gradient:
-            a function of `objective`, `segment_length` and `max_loss_ratio` that returns an
-            ``Estimator``.
+        estimator: of the meta-gradient: "identity", the default; "exact", which
+            `second_derivatives` says too; "evolution", persistent evolution strategies; or a
+            function of `objective`, `segment_length` and `max_loss_ratio` that returns an
+            ``Estimator``, such as ``functools.partial(PersistentEvolution, num_pairs=4)``.
         clip_norm: the norm at which the meta-gradient of each group is clipped, before they are
             averaged. None: it is not.
         max_loss_ratio: an optimizee whose loss is above this many times its f(θ_0) is stopped, and
@@ -118,6 +121,8 @@ class MetaTrainer(keras.Model):
             "backward_fraction", backward_fraction, above=0, maximum=1
         )
         arguments.boolean("second_derivatives", second_derivatives)
+        estimator = checks.estimator_of(estimator, ESTIMATORS, second_derivatives)
+        second_derivatives = estimator is Exact
         if chunk_size is not None:
             chunk_size = arguments.integer("chunk_size", chunk_size, 1)
         if clip_norm is not None:
@@ -158,12 +163,10 @@ class MetaTrainer(keras.Model):
         self.window_length = window_length
         self.num_windows = num_steps // window_length
         self.replicas = replicas
-        if estimator is None:
-            estimator = Exact
-            if not second_derivatives:
-                estimator = functools.partial(
-                    Identity, backward_fraction=backward_fraction, chunk_size=chunk_size
-                )
+        if estimator is Identity:
+            estimator = functools.partial(
+                Identity, backward_fraction=backward_fraction, chunk_size=chunk_size
+            )
         self.estimator = estimator(
             objective=objective, segment_length=unroll_length, max_loss_ratio=max_loss_ratio
         )

@@ -52,6 +52,23 @@ def check_rule_and_problem(rule, problem):
     return problems
 
 
+def estimator_of(estimator, by_name, second_derivatives):
+    """The estimator of that name, or that is one; of None, what `second_derivatives` says."""
+    if estimator is None:
+        estimator = "exact" if second_derivatives else "identity"
+    if isinstance(estimator, str):
+        estimator = by_name[arguments.choice("estimator", estimator, by_name)]
+    else:
+        what = f"of objective, segment_length and max_loss_ratio, or one of {tuple(by_name)}"
+        arguments.function("estimator", estimator, what)
+    if second_derivatives and estimator is not by_name["exact"]:
+        raise ValueError(
+            "`second_derivatives` is another word for estimator='exact'. Received both it and "
+            f"estimator={estimator!r}"
+        )
+    return estimator
+
+
 def check_can_draw(rule, problem, backward_fraction, second_derivatives):
     """Refuses to draw coordinates of a rule that has no coordinatewise part."""
     can_draw = Parts(rule, problem.layout).has_coordinatewise()
