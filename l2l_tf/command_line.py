@@ -37,6 +37,9 @@ SEEDS = {"lower_bound": -(2**63), "upper_bound": 2**63 - 1}
 # user's own code in the middle of a run: there the traceback is what helps.
 ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError, RuntimeError)
 
+# Exit codes, of Ctrl-C as shells have it; and EX_TEMPFAIL of sysexits.h.
+INTERRUPTED, START_AGAIN = 128 + signal.SIGINT, 75
+
 
 def check_real(flag, above, maximum=math.inf):
     """Of a float flag: a finite number above a bound, and at most another. (absl takes nan.)"""
@@ -134,7 +137,7 @@ def run(script, main, at_stop=""):
 
     With L2L_TF_TRACEBACK=1 in the environment, these are raised instead.
 
-    Exit codes: 0 done; 1 an error; 130 Ctrl-C; 75 SIGTERM, that is, "start it again".
+    Exit codes: 0 done; 1 an error; `INTERRUPTED` by Ctrl-C; `START_AGAIN` by SIGTERM.
     """
     is_traced = bool(os.environ.get("L2L_TF_TRACEBACK"))
 
@@ -143,10 +146,13 @@ def run(script, main, at_stop=""):
             if argv[1:]:
                 raise ValueError(f"Unexpected arguments: {' '.join(argv[1:])}")
             main()
-        except KeyboardInterrupt:  # of a meta-training, which has said so
-            if is_traced:
+        except (KeyboardInterrupt, SystemExit) as end:  # of a meta-training, which has said so
+            code = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
+            if is_traced or code not in (INTERRUPTED, START_AGAIN):
                 raise
-            sys.exit(128 + signal.SIGINT)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # TensorFlow takes seconds to tear down what ends anyway
         except Exception as error:
             if is_traced or not _is_expected(error):
                 raise
@@ -166,9 +172,10 @@ def end_at_signals(script, at_stop):
     any moment, as after a kill. A meta-training takes the signals over, to save a checkpoint: it
     knows the handler by its `command`.
     """
-    # As shells have it; and EX_TEMPFAIL of sysexits.h.
-    ends = {signal.SIGINT: ("interrupted", 128 + signal.SIGINT)}
-    ends[signal.SIGTERM] = ("stopped by SIGTERM", 75)
+    ends = {
+        signal.SIGINT: ("interrupted", INTERRUPTED),
+        signal.SIGTERM: ("stopped by SIGTERM", START_AGAIN),
+    }
 
     def handler(*_):
         pass
