@@ -37,6 +37,9 @@ SEEDS = {"lower_bound": -(2**63), "upper_bound": 2**63 - 1}
 # user's own code in the middle of a run: there the traceback is what helps.
 ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError, RuntimeError)
 
+# Exit codes, of Ctrl-C as shells have it; and EX_TEMPFAIL of sysexits.h.
+INTERRUPTED, START_AGAIN = 128 + signal.SIGINT, 75
+
 
 def check_real(flag, above=-math.inf, maximum=math.inf, minimum=-math.inf):
     """Of a float flag: a finite number within the bounds that are given. (absl takes nan.)"""
@@ -138,10 +141,12 @@ def import_modules(names):
             ) from error
 
 
-def run(script, main, at_interrupt="interrupted"):
-    """Parses the flags and calls `main`. An error is one line, and so is an interrupt (Ctrl-C).
+def run(script, main, at_stop=""):
+    """Parses the flags and calls `main`. An error is one line, and so are Ctrl-C and SIGTERM.
 
-    With L2L_TF_TRACEBACK=1 in the environment, both are raised instead.
+    With L2L_TF_TRACEBACK=1 in the environment, these are raised instead.
+
+    Exit codes: 0 done; 1 an error; `INTERRUPTED` by Ctrl-C; `START_AGAIN` by SIGTERM.
     """
     is_traced = bool(os.environ.get("L2L_TF_TRACEBACK"))
 
@@ -150,36 +155,57 @@ def run(script, main, at_interrupt="interrupted"):
             if argv[1:]:
                 raise ValueError(f"Unexpected arguments: {' '.join(argv[1:])}")
             main()
+        except (KeyboardInterrupt, SystemExit) as end:  # of a meta-training, which has said so
+            code = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
+            if is_traced or code not in (INTERRUPTED, START_AGAIN):
+                raise
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # TensorFlow takes seconds to tear down what ends anyway
         except Exception as error:
             if is_traced or not _is_expected(error):
                 raise
             sys.exit(f"{script}: {one_line(error)}")
 
     if not is_traced:
-        end_at_interrupt(f"{script}: {at_interrupt}")
+        end_at_signals(script, at_stop)
     logging.set_verbosity(logging.WARNING)  # app.run would make it INFO
     app.run(guarded)
 
 
-def end_at_interrupt(line):
-    """From now on, Ctrl-C (SIGINT) ends the process at once, with a line and exit code 130.
+def end_at_signals(script, at_stop):
+    """From now on, Ctrl-C (SIGINT) and SIGTERM end the process at once, with a line.
 
     Python itself would raise a KeyboardInterrupt once TensorFlow returns, which may take minutes,
     and where a library may catch it. To end at any moment is safe: what is written is whole at
-    any moment, as after a kill.
+    any moment, as after a kill. A meta-training takes the signals over, to save a checkpoint: it
+    knows the handler by its `command`.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # It is ignored, as of a process in the background.
+    ends = {
+        signal.SIGINT: ("interrupted", INTERRUPTED),
+        signal.SIGTERM: ("stopped by SIGTERM", START_AGAIN),
+    }
+
+    def handler(*_):
+        pass
+
+    handler.command = script
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    # Others are ignored, as Ctrl-C is of a process in the background.
+    ends = {number: end for number, end in ends.items() if signal.getsignal(number) in usual}
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     signal.set_wakeup_fd(sender)  # which gets the signal's number when it arrives
-    signal.signal(signal.SIGINT, lambda *_: None)
+    for number in ends:
+        signal.signal(number, handler)
 
     def wait():
-        while os.read(receiver, 1) != bytes([signal.SIGINT]):
+        while (number := os.read(receiver, 1)[0]) not in ends:
             pass
-        os.write(2, f"\n{line}\n".encode())  # without a lock that another thread may hold
-        os._exit(128 + signal.SIGINT)  # as shells have it
+        what, code = ends[number]
+        # Without a lock that another thread may hold.
+        os.write(2, f"\n{script}: {what}{at_stop}\n".encode())
+        os._exit(code)
 
     threading.Thread(target=wait, daemon=True).start()
 

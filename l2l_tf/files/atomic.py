@@ -18,6 +18,8 @@ import tensorflow as tf
 # knows exchanges two directories at once: in between, the old one is at this name alone.
 REPLACED = ".l2l_tf-replaced"
 
+_SIGNS_OF_A_FULL_DISK = ("No space left", "uota exceeded", "File too large")
+
 
 @contextlib.contextmanager
 def file_errors(action, path):
@@ -25,19 +27,26 @@ def file_errors(action, path):
     try:
         yield
     except tf.errors.OpError as error:
-        reason = error.message or type(error).__name__
-        raise OSError(
-            f"Cannot {action} {path!r}: {reason}. Check the path and its permissions."
-        ) from error
+        reason = re.sub(r"\{\{.*?\}\} ", "", error.message) or type(error).__name__
+        is_full = any(sign in reason for sign in _SIGNS_OF_A_FULL_DISK)
+        hint = "Check the path and its permissions."
+        if is_full:
+            hint = "Make room there and do the same again: what was there before is whole."
+        raise OSError(f"Cannot {action} {path!r}: {reason}. {hint}") from error
 
 
 def write(data, path):
     """Writes a file of these bytes atomically."""
     with file_errors("write", path):
         beside = _beside(path, _remove_file)
-        with tf.io.gfile.GFile(beside, "wb") as file:
-            file.write(data)
-        tf.io.gfile.rename(beside, path, overwrite=True)
+        try:
+            with tf.io.gfile.GFile(beside, "wb") as file:
+                file.write(data)
+            tf.io.gfile.rename(beside, path, overwrite=True)
+        except tf.errors.OpError:
+            with contextlib.suppress(tf.errors.OpError):  # it would hide the error that led here
+                _remove_file(beside)
+            raise
 
 
 @contextlib.contextmanager

@@ -14,7 +14,9 @@ class Divergence:
 
     def __init__(self, max_diverged):
         self.max_diverged = max_diverged
-        self.found = []  # dicts of "problem", "episode", "step"
+        self.found = []  # dicts of "problem", "episode", "step"; of a resumed one, the first few
+        self.num_found = 0
+        self._known = set()
         self._pending = []
         self._num_counted = self._num_left_out = 0
 
@@ -35,7 +37,6 @@ class Divergence:
     def look(self):
         """Reads what was added: warns of each optimizee that diverged since."""
         pending, self._pending = self._pending, []
-        known = {(of["problem"], of["episode"]) for of in self.found}
         for problem, episodes, runs, left_out in pending:
             columns = episodes.numpy(), runs.stopped_at.numpy(), left_out.numpy()
             for episode, stopped_at, is_left_out in zip(*columns):
@@ -43,9 +44,9 @@ class Divergence:
                 if stopped_at < 0 and not is_left_out:
                     continue
                 self._num_left_out += 1
-                if (problem, int(episode)) in known:
+                if (problem, int(episode)) in self._known:
                     continue
-                known.add((problem, int(episode)))
+                self._known.add((problem, int(episode)))
                 self._say(problem, int(episode), int(stopped_at))
 
     def check(self):
@@ -69,10 +70,23 @@ class Divergence:
         """Of the optimizees of this epoch that ``look`` has seen."""
         return self._num_left_out / max(1, self._num_counted)
 
+    def summary(self):
+        """Of all so far, for a card: a dict of their number and the first few."""
+        return {"count": self.num_found, "first": self.found[:MOST_SAID]}
+
+    def state(self):
+        """What ``restore`` takes, between episodes: of what JSON knows."""
+        return {**self.summary(), "of_epoch": [self._num_counted, self._num_left_out]}
+
+    def restore(self, state):
+        self.num_found, self.found = state["count"], state["first"]
+        self._num_counted, self._num_left_out = state["of_epoch"]
+
     def _say(self, problem, episode, step):
         self.found.append({"problem": problem, "episode": episode, "step": step})
-        if len(self.found) <= MOST_SAID:
-            rest = " Of more, only the share is said." if len(self.found) == MOST_SAID else ""
+        self.num_found += 1
+        if self.num_found <= MOST_SAID:
+            rest = " Of more, only the share is said." if self.num_found == MOST_SAID else ""
             warnings.warn(
                 f"An optimizee diverged, {_text(self.found[-1])}. It adds nothing to the "
                 f"meta-gradient from there on.{rest}",

@@ -13,7 +13,18 @@ from l2l_tf import hooks
 SECONDS_TO_LOOK = 0.1
 
 
-def fit(trainer, dataset, *, callbacks, epochs, initial_epoch, steps, is_cut, validate):
+def fit(
+    trainer,
+    dataset,
+    *,
+    callbacks,
+    epochs,
+    initial_epoch,
+    steps,
+    is_cut,
+    validate,
+    initial_step=0,
+):
     """Epochs of meta-training; see ``MetaTrainer.fit``.
 
     Args:
@@ -24,16 +35,20 @@ def fit(trainer, dataset, *, callbacks, epochs, initial_epoch, steps, is_cut, va
         steps: meta-steps of an epoch.
         is_cut: whether epochs end by `steps`, and the data go on; else they end with the data.
         validate: function of an epoch's number to its logs.
+        initial_step: meta-steps of the first epoch that are done already, and that the metrics are
+            of.
     """
     trainer.stop_training = False
     groups = _endless(dataset) if is_cut else None
     callbacks.on_train_begin()
     logs = {}
     for epoch in range(hooks.resumed_epoch(trainer) or initial_epoch, epochs):
-        trainer.reset_metrics()
-        trainer.divergence.begin_epoch()
+        if initial_step == 0:
+            trainer.reset_metrics()
+            trainer.divergence.begin_epoch()
         callbacks.on_epoch_begin(epoch)
-        logs = _epoch(trainer, groups or iter(dataset), steps, callbacks)
+        logs = _epoch(trainer, groups or iter(dataset), initial_step, steps, callbacks)
+        initial_step = 0
         logs |= validate(epoch)
         callbacks.on_epoch_end(epoch, logs)
         if trainer.stop_training:
@@ -43,8 +58,8 @@ def fit(trainer, dataset, *, callbacks, epochs, initial_epoch, steps, is_cut, va
     callbacks.on_train_end(logs)
 
 
-def _epoch(trainer, groups, steps, callbacks):
-    logs, step, looked = {}, 0, 0.0
+def _epoch(trainer, groups, step, steps, callbacks):
+    logs, looked = trainer.train_logs(), 0.0
     while step < steps and not trainer.stop_training:
         callbacks.on_train_batch_begin(step)
         for _ in range(min(trainer.steps_per_execution, steps - step)):

@@ -46,6 +46,17 @@ class Replicas:
         """Whether this process has the first replica: it is the one that writes files."""
         return self._local[0] == 0
 
+    @property
+    def is_alone(self):
+        """Whether all replicas are in this process."""
+        return self.num_replicas == self.num_local
+
+    def any_process(self, flag):
+        """Whether a flag, a bool, is set in any process. All have to call it, at the same place."""
+        if self.is_alone:
+            return flag
+        return float(self._sum_of_processes(tf.constant(float(flag)))) > 0
+
     def share(self, num_optimizees):
         """Which optimizees of a group are this process', as a range."""
         of_each = num_optimizees // self.num_replicas
@@ -77,7 +88,7 @@ class Replicas:
 
     def take_from_first(self, variables):
         """Gives the variables of all processes the values of the first."""
-        if self.num_replicas == self.num_local:
+        if self.is_alone:
             return
         for variable in variables:
             value = tf.cast(variable, tf.float64)  # exact, also for integers below 2^53

@@ -1,15 +1,18 @@
 """A whole meta-training in a directory: validated, checkpointed, resumable."""
 
+import contextlib
 import os
 
 import keras
 import tensorflow as tf
 
 from l2l_tf import arguments
-from l2l_tf.files import atomic
 from l2l_tf.meta_training import save_directory
-from l2l_tf.meta_training.callbacks import KeepBestRule, SaveCheckpoint
+from l2l_tf.meta_training.callbacks import KeepBestRule, Logs, SaveCheckpoint
+from l2l_tf.meta_training.progress import Progress, position
+from l2l_tf.meta_training.stop import Stop
 from l2l_tf.meta_training.trainer import MetaTrainer
+from l2l_tf.problems.mixture import Mixture
 
 
 def meta_train(
@@ -25,12 +28,16 @@ def meta_train(
     settings=None,
     command=None,
     jit_compile=False,
+    checkpoint_seconds=600.0,
     verbose="auto",
 ):
     """Meta-trains with Adam, a cosine decay of its rate, and meta-gradients clipped at norm 1.
 
     The same call on the same `save_dir` resumes after an interruption, and ends with the same
     weights as without one. Nothing in it is removed but what meta-training wrote there.
+
+    SIGTERM and Ctrl-C end it at the next episode's end, or after 20 seconds, with a checkpoint. A
+    kill loses what was since the last one.
 
     Args:
         trainer: ``MetaTrainer``, not compiled.
@@ -47,17 +54,23 @@ def meta_train(
         settings: dict of what determines the result beside the problem's own, for the card; of
             what JSON knows.
         command: the command line that does the same, for the card.
+        checkpoint_seconds: from one checkpoint to the next within an epoch, at an episode's end.
         jit_compile, verbose: as of ``keras.Model.compile`` and ``fit``.
 
     Returns:
-        The card, a dict; ``l2l_tf.load(save_dir)`` gives the best rule.
+        The card, a dict; ``l2l_tf.load(save_dir)`` gives the best rule. None in a process that has
+        not the first of several replicas, and so writes nothing.
 
     Raises:
         FileExistsError: `save_dir` holds something else, or is a symbolic link.
-        OSError: `save_dir` cannot be written.
+        BlockingIOError: another process meta-trains in it.
+        OSError: `save_dir` cannot be written, or the disk is full: nothing that was there before
+            is lost.
         TypeError, ValueError: an argument is not as above; `save_dir` is of a meta-training with
             other settings, or its card is damaged; the numbers of episodes do not divide.
-        FloatingPointError: a loss is not finite.
+        FloatingPointError: too many optimizees diverged; see ``MetaTrainer``.
+        KeyboardInterrupt: Ctrl-C.
+        SystemExit: SIGTERM, with the code 75.
     """
     arguments.instance("trainer", trainer, MetaTrainer, "an l2l_tf.MetaTrainer")
     save_dir = save_directory.check(save_dir)
@@ -78,30 +91,39 @@ def meta_train(
     settings = save_directory.as_read(trainer.problem, settings)
     dataset = trainer.dataset(seed, validate_every)
     validation_data = trainer.validation_dataset(seed, num_validation_episodes, validation_steps)
-    with atomic.file_errors("write", save_dir):
-        card = save_directory.open_directory(save_dir, settings, command)
-    optimizer = keras.optimizers.Adam(schedule, global_clipnorm=1.0)
-    optimizer.build(trainer.rule.trainable_variables)
-    trainer.compile(optimizer=optimizer, jit_compile=jit_compile)
-
-    checkpoint = tf.train.Checkpoint(
-        rule=trainer.rule, optimizer=optimizer, episode=trainer.episode
-    )
-    manager = save_directory.checkpoint_manager(checkpoint, os.path.join(save_dir, "checkpoints"))
-    _restore(checkpoint, manager)
-    trainer.fit(
-        dataset,
-        initial_epoch=int(trainer.episode.numpy()) // validate_every,
-        epochs=num_episodes // validate_every,
-        validation_data=validation_data,
-        callbacks=[
-            KeepBestRule(save_dir, card),
-            SaveCheckpoint(manager),
-            keras.callbacks.TensorBoard(os.path.join(save_dir, "logs"), write_graph=False),
-        ],
-        verbose=verbose,
-    )
-    if card["best"] is None:
+    checkpoint_seconds = arguments.real("checkpoint_seconds", checkpoint_seconds, minimum=0)
+    is_first = trainer.replicas.is_first
+    opened = save_directory.held(save_dir, settings, command)
+    with opened if is_first else contextlib.nullcontext() as card:
+        optimizer = keras.optimizers.Adam(schedule, global_clipnorm=1.0)
+        optimizer.build(trainer.rule.trainable_variables)
+        trainer.compile(optimizer=optimizer, jit_compile=jit_compile)
+        manager = _restored(trainer, save_dir) if is_first else None
+        stop = Stop()
+        callbacks = [SaveCheckpoint(manager, checkpoint_seconds, stop)]
+        if is_first:
+            is_mixture = isinstance(trainer.problem, Mixture)
+            best = KeepBestRule(save_dir, card, is_mixture, verbose=verbose != 0)
+            logs = Logs(os.path.join(save_dir, "logs"), write_graph=False)
+            callbacks = [best, *callbacks, logs]
+        try:
+            epoch, step = _position(trainer, card, validate_every, dataset)
+            trainer.fit(
+                dataset,
+                initial_epoch=epoch,
+                initial_step=step,
+                epochs=num_episodes // validate_every,
+                validation_data=validation_data,
+                callbacks=callbacks,
+                verbose=verbose if is_first else 0,
+            )
+        except (FloatingPointError, KeyboardInterrupt, SystemExit):
+            if is_first:
+                best.note_the_end()
+            raise
+        finally:
+            stop.give_back()
+    if is_first and card["best"] is None:
         raise FloatingPointError(
             f"No validation on '{trainer.problem.name}' gave a finite loss, so there is no best "
             "rule. Try a smaller meta-learning rate or a smaller output scale of the rule."
@@ -125,14 +147,38 @@ def _check_numbers_of_episodes(num_episodes, validate_every, at_once):
         )
 
 
-def _restore(checkpoint, manager):
-    if manager.latest_checkpoint is None:
-        return
+def _restored(trainer, save_dir):
+    """The manager of the checkpoints, the last of which is restored."""
+    checkpoint = tf.train.Checkpoint(
+        rule=trainer.rule,
+        optimizer=trainer.optimizer,
+        episode=trainer.episode,
+        progress=Progress(trainer),
+    )
+    manager = save_directory.checkpoint_manager(checkpoint, os.path.join(save_dir, "checkpoints"))
+    latest = manager.latest_checkpoint
+    if latest is None:
+        return manager
     try:
-        checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+        status = checkpoint.restore(latest)
+        if any(name.startswith("progress/") for name, _ in tf.train.list_variables(latest)):
+            status.assert_consumed()  # There was a time without it.
     except Exception as error:  # Of what is damaged, TensorFlow raises anything.
         raise ValueError(
-            f"The checkpoint {manager.latest_checkpoint!r} cannot be read "
-            f"({type(error).__name__}). Expected one that this meta-training wrote. The best rule "
-            "so far is untouched; remove the checkpoints directory to meta-train from the start."
+            f"The checkpoint {latest!r} cannot be read ({type(error).__name__}). Expected one that "
+            "this meta-training wrote. The best rule so far is untouched; remove the checkpoints "
+            "directory to meta-train from the start."
         ) from error
+    return manager
+
+
+def _position(trainer, card, validate_every, dataset):
+    """Epoch and step to go on from; the first process tells the others."""
+    place = tf.Variable([0, 0], dtype=tf.int64)
+    if card is not None:
+        episode = int(trainer.episode.numpy())
+        is_validated = any(record["episodes"] == episode for record in card["validation"])
+        steps = len(dataset) // trainer.num_groups
+        place.assign(position(episode, validate_every, steps, is_validated))
+    trainer.replicas.take_from_first([place])
+    return place.numpy().tolist()

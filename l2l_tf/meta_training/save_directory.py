@@ -1,5 +1,6 @@
 """The directory of a meta-training: where it may be, its card, its checkpoints."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from l2l_tf import arguments, catalog, paths
-from l2l_tf.files import atomic, cards, json_file, rule_directory
+from l2l_tf.files import atomic, cards, json_file, lock, rule_directory
 from l2l_tf.version import __version__
 
 # Signs of a pattern. TensorFlow takes a checkpoint's name for one where it looks for its files.
@@ -46,17 +47,26 @@ def as_read(problem, settings):
         ) from error
 
 
+@contextlib.contextmanager
+def held(save_dir, settings, command=None):
+    """Opens a directory, which no other process does meanwhile; yields its card.
+
+    Raises:
+        BlockingIOError: another one has.
+    """
+    with atomic.file_errors("write", save_dir):
+        _card_of(save_dir)  # in what is not ours, no lock is made
+        tf.io.gfile.makedirs(save_dir)
+    with lock.held(save_dir):
+        with atomic.file_errors("write", save_dir):
+            card = open_directory(save_dir, settings, command)
+        yield card
+
+
 def open_directory(save_dir, settings, command=None):
     """The card of a meta-training: a new one, or that of `save_dir` if its settings are equal."""
-    card = cards.read_card(save_dir) if tf.io.gfile.isdir(save_dir) else None
+    card = _card_of(save_dir)
     if card is None:
-        if tf.io.gfile.exists(save_dir) and (
-            not tf.io.gfile.isdir(save_dir) or tf.io.gfile.listdir(save_dir)
-        ):
-            raise FileExistsError(
-                f"save_dir={save_dir!r} holds something else, which is left as it is. Expected a "
-                "new or an empty directory, or one of an earlier meta-training."
-            )
         card = {
             "format_version": cards.FORMAT_VERSION,
             "best": None,
@@ -95,6 +105,18 @@ def open_directory(save_dir, settings, command=None):
             + ". Repeat the old ones to resume it, or choose another save_dir."
             + (go_on if card["best"] is not None else "")
         )
+    return card
+
+
+def _card_of(save_dir):
+    """The card of a directory; None if there is nothing there yet."""
+    card = cards.read_card(save_dir) if tf.io.gfile.isdir(save_dir) else None
+    if card is None and tf.io.gfile.exists(save_dir):
+        if not tf.io.gfile.isdir(save_dir) or set(tf.io.gfile.listdir(save_dir)) - {lock.LOCK_FILE}:
+            raise FileExistsError(
+                f"save_dir={save_dir!r} holds something else, which is left as it is. Expected a "
+                "new or an empty directory, or one of an earlier meta-training."
+            )
     return card
 
 

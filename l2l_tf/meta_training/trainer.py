@@ -302,7 +302,16 @@ class MetaTrainer(keras.Model):
         self.optimizer.build(self.rule.trainable_variables)
         self._meta_step = None  # what was compiled for another optimizer
 
-    def fit(self, dataset, *, callbacks=None, validation_data=None, steps_per_epoch=None, **kwargs):
+    def fit(
+        self,
+        dataset,
+        *,
+        callbacks=None,
+        validation_data=None,
+        steps_per_epoch=None,
+        initial_step=0,
+        **kwargs,
+    ):
         """``keras.Model.fit``, stopped by a loss that is not finite.
 
         ``keras.callbacks.BackupAndRestore`` resumes to the same rule. Of ``ModelCheckpoint``, only
@@ -312,6 +321,8 @@ class MetaTrainer(keras.Model):
             dataset: of ``dataset(...)`` of this trainer.
             validation_data: of ``validation_dataset(...)`` of this trainer, or None.
             callbacks, steps_per_epoch: as of ``keras.Model.fit``.
+            initial_step: meta-steps of the first epoch that were done before this call, and that
+                the metrics are of: the rest of it is run.
             **kwargs: some of `epochs`, `initial_epoch`, `verbose`, `validation_freq` and
                 `validation_steps`, as of ``keras.Model.fit``.
 
@@ -349,6 +360,7 @@ class MetaTrainer(keras.Model):
             initial_epoch=kwargs.get("initial_epoch", 0),
             steps=steps,
             is_cut=steps_per_epoch is not None,
+            initial_step=arguments.integer("initial_step", initial_step, 0),
             validate=loop.validating(
                 self,
                 validation_data,
@@ -408,6 +420,11 @@ class MetaTrainer(keras.Model):
         jit_compile = bool(self.jit_compile)
         self.validation.add(index, data, jit_compile=jit_compile, run_eagerly=self.run_eagerly)
 
+    @property
+    def is_between_episodes(self):
+        """Whether nothing is carried from a window to the next."""
+        return all(carry is None for carry in self._carries)
+
     def reset_metrics(self):
         for metric in (self.mean_loss, self.mean_objective):
             metric.reset_state()
@@ -450,9 +467,8 @@ class MetaTrainer(keras.Model):
             self._carries = tf.nest.pack_sequence_as(self._carries_or_zeros(), values)
 
     def _own_values(self):
-        is_between = all(carry is None for carry in self._carries)
         if isinstance(self.problem, Mixture) or self.replicas.num_local > 1:
-            if not is_between:
+            if not self.is_between_episodes:
                 raise ValueError(
                     "Of a mixture, and on several devices, a MetaTrainer is saved between "
                     "episodes alone. Received: a call in the middle of one."
