@@ -76,6 +76,7 @@ def test_after_a_stop_nothing_is_imitated():
     np.testing.assert_allclose(received.values - without.values, 3.0 * distance, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_rule_with_parts_and_a_teacher_with_parts():
     problem = conftest.keras_problem()
     make = functools.partial(update_rules.CoordinatewiseLSTM, (4,), seed=0)
