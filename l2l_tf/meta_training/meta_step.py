@@ -100,7 +100,9 @@ class MetaStep:
         dtype = estimate.losses.dtype
         counted = tf.cast(~estimate.left_out, dtype)
         means = tf.reduce_mean(estimate.losses[1:], axis=0), estimate.values
-        sums = [tf.reduce_sum(tf.where(estimate.left_out, tf.zeros_like(mean), mean)) for mean in means]
+        sums = [
+            tf.reduce_sum(tf.where(estimate.left_out, tf.zeros_like(mean), mean)) for mean in means
+        ]
         sums = tf.stack([*sums, tf.reduce_sum(counted)])
         flat = [tf.reshape(gradient, [-1]) for gradient in estimate.gradients]
         return tf.concat([*flat, sums], axis=0), estimate.carry, estimate.left_out
