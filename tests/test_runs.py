@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -393,9 +394,60 @@ def assert_equal_directories(a, b):
             np.testing.assert_array_equal(*[reader.get_tensor(name) for reader in readers])
 
 
+# A worker of two, each with an optimizee; the second gets a SIGTERM, or none.
+WORKER = """
+import json, os, signal, sys
+index, port, save_dir, stops = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+cluster = {"worker": [f"localhost:{port}", f"localhost:{port + 1}"]}
+os.environ["TF_CONFIG"] = json.dumps(
+    {"cluster": cluster, "task": {"type": "worker", "index": index}})
+import tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+import l2l_tf
+from l2l_tf.meta_training.run import meta_train
+
+rule = l2l_tf.update_rules.CoordinatewiseLSTM((4,), seed=index)
+problem = l2l_tf.problems.Quadratic(3)
+trainer = l2l_tf.MetaTrainer(rule, problem, 5, 10, meta_batch_size=2, strategy=strategy)
+step, calls = trainer.meta_step, iter(range(1000))
+
+def meta_step(groups):
+    if next(calls) == 20 and index == 1 and stops == "stops":
+        os.kill(os.getpid(), signal.SIGTERM)
+    step(groups)
+
+trainer.meta_step = meta_step
+card = meta_train(trainer, save_dir, num_episodes=48, validate_every=24, verbose=0,
+                  meta_learning_rate=0.01, num_validation_episodes=2)
+assert (card is None) == (index == 1)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_all_at_the_same_step(tmp_path):
+    for name, stops in (("whole", ""), ("run", "stops"), ("run", "")):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        arguments = [str(port), str(tmp_path / name), stops]
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER, index, *arguments],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in ("0", "1")
+        ]
+        errors = [worker.communicate(timeout=300)[1] for worker in workers]
+        assert [worker.returncode for worker in workers] == [75 if stops else 0] * 2, errors
+        ends = [line for text in errors for line in text.splitlines() if "resumes after" in line]
+        assert len(ends) == 2 * bool(stops) and len(set(ends)) == bool(stops)
+    assert_equal_directories(tmp_path / "whole", tmp_path / "run")
+
+
 # Meta-trains in processes, one after another, that it kills at random until one comes to its end.
 KILLER = """
-import os, random, select, signal, sys, time, traceback
+import contextlib, os, random, signal, sys, time, traceback
 import l2l_tf
 from l2l_tf.meta_training.run import meta_train
 
@@ -405,35 +457,40 @@ def train(writer):
     step = l2l_tf.MetaTrainer.meta_step
     def meta_step(self, groups):
         step(self, groups)
-        os.write(writer, b"x")
-        l2l_tf.MetaTrainer.meta_step = step
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(writer, b"x")
     l2l_tf.MetaTrainer.meta_step = meta_step
     problem = l2l_tf.problems.get("quadratic|simple|rastrigin")
     rule = l2l_tf.update_rules.CoordinatewiseLSTM((4,), seed=0)
     options = dict(num_groups=2, meta_batch_size=2, objective="sum", max_diverged=1.0)
     trainer = l2l_tf.MetaTrainer(rule, problem, 5, 10, **options)
-    meta_train(trainer, save_dir, num_episodes=12000, meta_learning_rate=0.01,
-               validate_every=1200, checkpoint_seconds=0.2, verbose=0)
+    meta_train(trainer, save_dir, num_episodes=8000, meta_learning_rate=0.01,
+               validate_every=800, checkpoint_seconds=0.2, verbose=0)
 
 kills = 0
 while True:
     reader, writer = os.pipe()
+    os.set_blocking(writer, False)
     pid = os.fork()  # TensorFlow is imported, but has not done anything
     if pid == 0:
+        os.close(reader)
         try:
             train(writer)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
+    os.close(writer)
     if kills < num_kills:
         if random.random() < 0.8:
-            select.select([reader], [], [], 60)
-            time.sleep(2 * random.random())
+            for _ in range(12):  # by then most is compiled
+                os.read(reader, 1)
+            time.sleep(3 * random.random())
         else:
             time.sleep(8 * random.random())
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
+    os.close(reader)
     if status != signal.SIGKILL:
         break
     kills += 1

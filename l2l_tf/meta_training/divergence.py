@@ -49,17 +49,21 @@ class Divergence:
                 self._known.add((problem, int(episode)))
                 self._say(problem, int(episode), int(stopped_at))
 
-    def check(self):
+    def check(self, any_process):
         """Ends the training if too many optimizees of this epoch diverged.
+
+        Args:
+            any_process: ``Replicas.any_process``: if it ends in one process, it does in all.
 
         Raises:
             FloatingPointError: more than `max_diverged` of them.
         """
-        if self.share <= self.max_diverged:
+        if not any_process(self.share > self.max_diverged):
             return
+        last = _text(self.found[-1]) if self.found else "in another process"
         raise FloatingPointError(
             f"Meta-training stopped: {self.share:.0%} of this epoch's optimizees diverged, more "
-            f"than max_diverged={self.max_diverged:.0%}. The last: {_text(self.found[-1])}. The "
+            f"than max_diverged={self.max_diverged:.0%}. The last: {last}. The "
             "rule's weights are finite. If the problem itself is sound, try a smaller "
             "meta-learning rate or a smaller output scale of the rule. The objectives 'sqrt', "
             "'log' and 'relative' need losses that are never negative."

@@ -71,7 +71,7 @@ def _epoch(trainer, groups, step, steps, callbacks):
             looked = time.monotonic()
         callbacks.on_train_batch_end(step - 1, logs)
     trainer.divergence.look()
-    trainer.divergence.check()
+    trainer.divergence.check(trainer.replicas.any_process)
     return logs
 
 
