@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from l2l_tf import hooks
+
 
 class Policy(NamedTuple):
     """How a device wants its coordinates."""
@@ -22,6 +24,8 @@ class Policy(NamedTuple):
 # XLA shares an operation among the cores too, but small and many as they are here, whole programs
 # side by side are faster, by a sixth. A piece stays in a core's cache. A GPU wants long vectors.
 GPU = Policy(side_by_side=1, least=1, most=4_000_000, kept=4_000_000)
+# Within a program of XLA's nothing waits for a core: what shares one runs beside it, as a program.
+ONE_PROGRAM = Policy(side_by_side=1, least=4096, most=32_768, kept=10_240)
 # Beyond so many, pieces grow instead: each is a part of the program.
 MAX_PIECES = 128
 # Pieces but the last are a multiple of it, so that rows of the state begin with a cache line each.
@@ -32,6 +36,8 @@ def policy():
     """The ``Policy`` for the devices at hand."""
     if tf.config.list_logical_devices("GPU"):
         return GPU
+    if hooks.xla_compiles_this():
+        return ONE_PROGRAM
     return Policy(side_by_side=os.cpu_count() or 1, least=4096, most=32_768, kept=10_240)
 
 

@@ -1,0 +1,77 @@
+"""Whole episode: whether unroll and meta-gradient of an episode are to be one XLA program.
+
+Small optimizees are fastest so on a CPU: a step of theirs is too short for TensorFlow to start some
+hundred operations for it, and what XLA fuses stays in a core's cache. Several such programs run side
+by side, from several threads. Where convolutions or large optimizees dominate, the step runs in
+TensorFlow, and the rule alone is XLA's (``program.py``).
+
+Decided beforehand, from measurements (docs/performance.md), and never by a clock: results are to be
+a function of the seed. (The two ways round differently, and draw other coordinates.)
+"""
+
+import tensorflow as tf
+
+from l2l_tf.engine.parts import Parts
+from l2l_tf.update_rules import base
+
+# Coordinates of all optimizees side by side.
+MOST_COORDINATES = 400_000
+# On a CPU, XLA's are several times slower than TensorFlow's.
+_SLOW = ("Conv", "DepthwiseConv", "MaxPool", "AvgPool")
+
+
+def is_one_program(rule, problem, num_optimizees):
+    """Whether meta-training on episodes of a problem is faster as one XLA program.
+
+    On a GPU or TPU it is, as Keras' ``jit_compile="auto"`` has it. On a CPU, if
+
+    - all parts of the rule are coordinatewise,
+    - the optimizees have together at most ``MOST_COORDINATES``,
+    - the loss has no convolution or pooling,
+    - and XLA can compile the loss.
+
+    It does not depend on the number of steps: the program has loops.
+
+    Args:
+        rule: ``UpdateRule``.
+        problem: ``Problem``. Its loss is traced, and given to XLA to translate.
+        num_optimizees: M, side by side.
+
+    Example:
+
+    >>> import l2l_tf
+    >>> rule = l2l_tf.update_rules.CoordinatewiseLSTM((20,))
+    >>> is_one_program(rule, l2l_tf.problems.get("quadratic"), num_optimizees=4)
+    True
+    """
+    if any(device.device_type in ("GPU", "TPU") for device in tf.config.list_logical_devices()):
+        return True
+    if any(part.coupling != "coordinate" for part, _ in Parts(rule, problem.layout)):
+        return False
+    if num_optimizees * base.num_coordinates(problem.layout) > MOST_COORDINATES:
+        return False
+    return _is_for_xla(problem)
+
+
+def _is_for_xla(problem):
+    """Whether XLA can compile a problem's loss with its gradients, and has nothing slow in it."""
+    batch = problem.batches("train", tf.zeros([2], tf.int64), 1).element_spec
+    specs = [tf.TensorSpec(shape, problem.dtype) for _, shape in problem.layout]
+    specs += tf.nest.flatten(batch)
+
+    def loss_and_gradients(*leaves):
+        parameters, leaves = leaves[: len(problem.layout)], leaves[len(problem.layout) :]
+        return problem.loss_and_gradients(
+            list(parameters), tf.nest.pack_sequence_as(batch, list(leaves))
+        )
+
+    function = tf.function(loss_and_gradients, jit_compile=True, autograph=False)
+    graph = function.get_concrete_function(*specs).graph.as_graph_def()
+    nodes = [*graph.node, *(n for of in graph.library.function for n in of.node_def)]
+    if any(node.op.startswith(_SLOW) for node in nodes):
+        return False
+    try:
+        function.experimental_get_compiler_ir(*specs)(stage="hlo_serialized")
+    except (tf.errors.OpError, ValueError, TypeError):
+        return False
+    return True

@@ -1,0 +1,140 @@
+"""A meta-step as one XLA program: which ones are, and that it is the same as without."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import l2l_tf
+from l2l_tf.engine import unroll as unroll_lib
+from l2l_tf.engine import whole_episode
+from l2l_tf.meta_training.meta_gradient import meta_gradient
+from l2l_tf.meta_training.objectives import OBJECTIVES, loss_weights
+from l2l_tf.problems.names import NAMES
+from l2l_tf.update_rules import base
+from tests.conftest import conv_net, image_data, mlp
+
+NUM_STEPS, SEGMENT, NUM_OPTIMIZEES = 6, 3, 2
+
+RULES = {
+    "lstm": lambda: l2l_tf.update_rules.CoordinatewiseLSTM((3,), zero_head=False, seed=0),
+    "hierarchical": lambda: l2l_tf.update_rules.Hierarchical(2, 2, seed=0),
+}
+FAST = [
+    ("quadratic", "lstm"),
+    ("digits", "hierarchical"),
+    ("lasso", "lstm"),
+    ("rastrigin", "lstm"),
+    ("simple", "lstm"),
+    ("quadratic+2*rastrigin", "lstm"),
+]
+SLOW = [
+    *[(name, rule) for name in NAMES for rule in RULES if (name, rule) not in FAST],
+    ("digits+0.1*quadratic", "hierarchical"),
+]
+
+
+def problem_of(name):
+    options = {"image_size": 16, "num_crops": 1} if name == "neural_style" else {}
+    try:
+        return l2l_tf.problems.get(name, **options)
+    except FileNotFoundError as error:
+        pytest.skip(f"{name} needs its data: {error}")
+
+
+def window(problem):
+    """Parameters and batches of a few optimizees."""
+    seeds = [tf.constant([0, m], tf.int64) for m in range(NUM_OPTIMIZEES)]
+    parameters = [base.flatten(problem.sample_parameters(seed)) for seed in seeds]
+    batches = [
+        next(iter(problem.batches("train", seed, NUM_STEPS + 1).batch(NUM_STEPS + 1)))
+        for seed in seeds
+    ]
+    return tf.stack(parameters), tf.nest.map_structure(lambda *leaves: tf.stack(leaves), *batches)
+
+
+def meta_step(problem, rule, jit_compile):
+    """Losses, meta-gradient and the rule's weights after a step of Adam."""
+    optimizer = keras.optimizers.Adam(0.01)
+    optimizer.build(rule.trainable_variables)
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def step(parameters, batches):
+        trajectory = unroll_lib.unroll(
+            rule,
+            problem,
+            parameters,
+            unroll_lib.initial_state(rule, problem.layout, NUM_OPTIMIZEES),
+            batches,
+            num_steps=NUM_STEPS,
+            segment_length=SEGMENT,
+        )
+        weights = loss_weights(OBJECTIVES["sqrt"], trajectory.losses)
+        gradients = meta_gradient(rule, problem.layout, trajectory, weights)
+        optimizer.apply_gradients(zip(gradients, rule.trainable_variables))
+        return trajectory.losses, gradients
+
+    losses, gradients = step(*window(problem))
+    return losses, [*gradients, *(v.value for v in rule.trainable_variables)]
+
+
+def check_the_same(problem, rule):
+    (losses, products), (expected_losses, expected) = (
+        meta_step(problem, RULES[rule](), jit_compile) for jit_compile in (True, None)
+    )
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-3)
+    assert any(np.any(product) for product in expected[: len(expected) // 2])
+    for received, of_expected in zip(products, expected):
+        scale = np.max(np.abs(of_expected))
+        np.testing.assert_allclose(received, of_expected, rtol=1e-3, atol=1e-3 * scale + 1e-6)
+
+
+@pytest.mark.parametrize("name, rule", FAST)
+def test_a_whole_meta_step_compiles(name, rule):
+    check_the_same(problem_of(name), rule)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, rule", SLOW)
+def test_a_whole_meta_step_compiles_slow(name, rule):
+    check_the_same(problem_of(name), rule)
+
+
+def keras_problem(model, **kwargs):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return l2l_tf.problems.KerasProblem(model, image_data(), loss, **kwargs)
+
+
+def is_one_program(problem, num_optimizees=1, rule="hierarchical"):
+    return whole_episode.is_one_program(RULES[rule](), problem, num_optimizees)
+
+
+def test_small_problems_are_one_program():
+    assert is_one_program(l2l_tf.problems.get("quadratic"))
+    assert is_one_program(keras_problem(mlp))
+
+
+def test_what_xla_is_slow_at_is_none():
+    assert not is_one_program(keras_problem(conv_net))
+    problem = keras_problem(mlp)
+    num_coordinates = base.num_coordinates(problem.layout)
+    most = whole_episode.MOST_COORDINATES // num_coordinates
+    assert is_one_program(problem, most)
+    assert not is_one_program(problem, most + 1)
+
+
+def test_what_xla_cannot_compile_is_none():
+    class Python(keras.layers.Layer):
+        def call(self, inputs):
+            return tf.ensure_shape(tf.py_function(lambda x: x, [inputs], tf.float32), inputs.shape)
+
+    def model():
+        layers = [keras.layers.Flatten(), Python(), keras.layers.Dense(3)]
+        return keras.Sequential([keras.Input([6, 6, 1]), *layers])
+
+    assert not is_one_program(keras_problem(model))
+
+
+def test_coupled_rules_are_none():
+    rule = l2l_tf.update_rules.KernelwiseLSTM((3, 3), (3,))
+    assert not whole_episode.is_one_program(rule, l2l_tf.problems.get("quadratic"), 1)
