@@ -10,6 +10,8 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from l2l_tf import hooks
+
 
 class Blocks:
     """How tensors' coordinates, one after another, lie in blocks.
@@ -33,6 +35,8 @@ class Blocks:
         for last, of_tensor in zip(itertools.accumulate(numbers), sizes):
             if of_tensor:
                 self.counts[last - 1] -= -of_tensor % size
+        is_there = np.arange(size) < self.counts[:, None]
+        self._is_there = is_there.reshape(-1)
         # Coordinates and zeros, in turn.
         self._sizes = [n for of, padded in zip(sizes, self.padded) for n in (of, padded - of)]
 
@@ -43,14 +47,27 @@ class Blocks:
 
     def pad(self, vectors):
         """``[..., N]`` to ``[..., total]``."""
-        if not any(self._sizes[1::2]):
+        if np.all(self._is_there):
             return vectors
+        if _is_fused(vectors):
+            places = np.maximum(np.cumsum(self._is_there) - 1, 0)
+            return tf.where(self._is_there, tf.gather(vectors, places), 0.0)
         parts = tf.split(vectors, self._sizes[::2], axis=-1)
         zeros = [tf.zeros([*vectors.shape[:-1], n], vectors.dtype) for n in self._sizes[1::2]]
         return tf.concat(list(itertools.chain(*zip(parts, zeros))), axis=-1)
 
     def unpad(self, vectors):
         """The inverse of ``pad``."""
-        if not any(self._sizes[1::2]):
+        if np.all(self._is_there):
             return vectors
+        if _is_fused(vectors):
+            return tf.gather(vectors, np.flatnonzero(self._is_there))
         return tf.concat(tf.split(vectors, self._sizes, axis=-1)[::2], axis=-1)
+
+
+def _is_fused(vectors):
+    """Whether XLA would fuse a concatenation with what it is part of: a loop for each of its parts.
+
+    An index for each coordinate is as good there as anywhere, and three times faster.
+    """
+    return vectors.shape.rank == 1 and hooks.xla_compiles_this()

@@ -1,9 +1,9 @@
 """Whole episode: whether unroll and meta-gradient of an episode are to be one XLA program.
 
 Small optimizees are fastest so on a CPU: a step of theirs is too short for TensorFlow to start some
-hundred operations for it, and what XLA fuses stays in a core's cache. Several such programs run side
-by side, from several threads. Where convolutions or large optimizees dominate, the step runs in
-TensorFlow, and the rule alone is XLA's (``program.py``).
+hundred operations for it, and what XLA fuses stays in a core's cache. Several such programs run
+side by side, from several threads. Where convolutions or large optimizees dominate, the step runs
+in TensorFlow, and the rule alone is XLA's (``program.py``).
 
 Decided beforehand, from measurements (docs/performance.md), and never by a clock: results are to be
 a function of the seed. (The two ways round differently, and draw other coordinates.)
