@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from l2l_tf import arguments
 from l2l_tf.engine import unroll as unroll_lib
+from l2l_tf.engine import whole_episode
 from l2l_tf.engine.episodes import check_memory, episodes
 from l2l_tf.meta_training import loop
 from l2l_tf.meta_training import trainer_checks as checks
@@ -280,7 +281,8 @@ class MetaTrainer(keras.Model):
             optimizer: a Keras optimizer or its name, for the meta-parameters.
             loss, loss_weights, metrics, weighted_metrics: not taken, a ``ValueError``. What is
                 minimized is the `objective` of ``MetaTrainer``.
-            jit_compile: as of ``keras.Model.compile``; for `second_derivatives` of a problem that
+            jit_compile: as of ``keras.Model.compile``; "auto" compiles where that is faster, by
+                problem: see ``engine/whole_episode.py``. For `second_derivatives` of a problem that
                 is ``vectorized``, "auto" is False, and True a ``ValueError``.
             **kwargs: as of ``keras.Model.compile``.
         """
@@ -296,6 +298,7 @@ class MetaTrainer(keras.Model):
                     "'auto'."
                 )
             jit_compile = False
+        self._is_auto = jit_compile == "auto"
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
         checks.check_optimizer(self.optimizer, self.rule)
         # Now, so that `load_weights` and callbacks find the variables whose values they restore.
@@ -401,7 +404,7 @@ class MetaTrainer(keras.Model):
         """One meta-step, without anything read back from the device. See ``train_on_batch``."""
         groups = [group if isinstance(group, tuple) else (0, group) for group in groups]
         if self._meta_step is None:
-            jit_compile = [bool(self.jit_compile)] * len(self._problems)
+            jit_compile = [self._is_one_program(problem) for problem in self._problems]
             self._meta_step = MetaStep(self, self._problems, jit_compile)
         window = int(groups[0][1]["window"][0])
         carries, runs, left_out = self._meta_step(groups, self._carries)
@@ -413,6 +416,13 @@ class MetaTrainer(keras.Model):
         self._carries = [None] * self.num_groups if is_last else carries
         if is_last:
             self.episode.assign_add(self.num_episodes_at_once)
+
+    def _is_one_program(self, problem):
+        """Whether XLA compiles the estimate of a problem as a whole."""
+        if not self._is_auto:
+            return bool(self.jit_compile)
+        num_optimizees = self.meta_batch_size // self.replicas.num_replicas
+        return whole_episode.is_one_program(self.rule, problem, num_optimizees)
 
     def validate(self, window):
         """Adds to ``validation`` an element of ``validation_dataset(...)``."""
