@@ -59,6 +59,7 @@ WRONG = {
     "scales": [3, "ab", [], (1.0,), (2.0, 1.0), (0.0, 1.0), (1.0, INF), ("x", 1.0)],
     "counts": [3, "ab", [], (1,), (2, 1), (0, 1), (1.5, 2), (1, NAN)],
     "shares": [3, "ab", [], (0.1,), (0.2, 0.1), (-0.1, 0.5), (0.5, 1.5), (NAN, 1.0)],
+    "strategy": ["mirrored", 3, [], tf.distribute.MirroredStrategy],
     "probability": [-0.5, 1.5, NAN, "x", [], True],
     "problem's name": [3, "no-such", "digits+", "0*digits", "-1*digits", "no.module:f", ""],
 }
@@ -132,6 +133,11 @@ PUBLIC = {
             "second_derivatives": "boolean",
             "estimator": "choice",
             "chunk_size": "count",
+            "num_groups": "count",
+            "clip_norm": "positive",
+            "max_loss_ratio": "positive",
+            "max_diverged": "probability",
+            "strategy": "strategy",
         },
     ),
     l2l_tf.compare: (
@@ -182,6 +188,10 @@ PUBLIC = {
         },
     ),
     problems.Ensemble: (
+        lambda: {"members": [(problems.Quadratic(), 1.0)]},
+        {"members": "members", "name": "name"},
+    ),
+    problems.Mixture: (
         lambda: {"members": [(problems.Quadratic(), 1.0)]},
         {"members": "members", "name": "name"},
     ),
@@ -258,7 +268,11 @@ PUBLIC = {
 # Methods, of the objects that the functions make.
 METHODS = {
     "dataset": (trainer, {}, {"seed": "integer", "num_episodes": "count"}),
-    "validation_dataset": (trainer, {}, {"seed": "integer", "num_episodes": "count"}),
+    "validation_dataset": (
+        trainer,
+        {},
+        {"seed": "integer", "num_episodes": "count", "num_steps": "count"},
+    ),
 }
 
 

@@ -135,6 +135,9 @@ class MetaTrainer(keras.Model):
             objective = OBJECTIVES[arguments.choice("objective", objective, sorted(OBJECTIVES))]
         what = f"of losses [T] to a scalar, or one of {sorted(OBJECTIVES)}"
         arguments.function("objective", objective, what)
+        if strategy is not None:
+            what = "a tf.distribute.Strategy or None"
+            arguments.instance("strategy", strategy, tf.distribute.Strategy, what)
         replicas = Replicas(strategy)
         checks.check_replicas(replicas.num_replicas, meta_batch_size)
         # A window is what one train step sees: the steps over which credit is given.
