@@ -314,6 +314,7 @@ def test_an_interrupt_while_baselines_are_tuned(tmp_path):
         ("import no_such", 1, "bin/x: No module named 'no_such'"),
         ("interrupted()", 130, "bin/x: interrupted"),
         ("interrupted_in_a_callback()", 130, "bin/x: interrupted"),
+        ("terminated()", 75, "bin/x: stopped by SIGTERM"),
         ("tensorflow_fails()", 1, "bin/x: ResourceExhaustedError: no memory"),
     ],
 )
@@ -326,6 +327,10 @@ def main():
 
 def interrupted():
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+def terminated():
+    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 
 def interrupted_in_a_callback():
