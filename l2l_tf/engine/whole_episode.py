@@ -15,7 +15,7 @@ from l2l_tf.engine.parts import Parts
 from l2l_tf.update_rules import base
 
 # Coordinates of all optimizees side by side.
-MOST_COORDINATES = 400_000
+MOST_COORDINATES = 100_000
 # On a CPU, XLA's are several times slower than TensorFlow's.
 _SLOW = ("Conv", "DepthwiseConv", "MaxPool", "AvgPool")
 
