@@ -5,8 +5,8 @@
 
 Parts: meta (meta-training speed), apply (in `fit`), tabular (in `fit`, many small variables),
 growth (with the number of coordinates), memory, first (first steps, compilation included), fraction
-(variance against cost of ``--backward_fraction``). Ratios of one run are what counts; figures of
-other runs differ.
+(variance against cost of ``--backward_fraction``), small (whole episodes of small optimizees, one
+and two groups at once). Ratios of one run are what counts; figures of other runs differ.
 """
 
 import json
@@ -22,7 +22,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import l2l_tf
-from benchmarks import measure
+from benchmarks import measure, small_problems
 from benchmarks.textbook import TextbookTrainer
 from l2l_tf.engine import unroll as unroll_lib
 from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
@@ -30,7 +30,9 @@ from l2l_tf.problems.classification import BATCH_SIZE, perceptron
 from l2l_tf.update_rules import base
 
 _ONLY = flags.DEFINE_list(
-    "only", ["meta", "apply", "tabular", "growth", "memory", "first", "fraction"], "Parts to run."
+    "only",
+    ["meta", "apply", "tabular", "growth", "memory", "first", "fraction", "small"],
+    "Parts to run.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
@@ -407,6 +409,7 @@ PARTS = {
     "memory": memory,
     "first": first,
     "fraction": fraction,
+    "small": small_problems.small,
 }
 
 

@@ -6,6 +6,7 @@ each coordinate would keep the loop around it from being vectorized.
 """
 
 import itertools
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -44,6 +45,27 @@ class Blocks:
     def total(self):
         """Number of coordinates of all blocks."""
         return sum(self.padded)
+
+    def split(self, sizes):
+        """The blocks of consecutive pieces, of each as few as there can be, all of one size.
+
+        Args:
+            sizes: coordinates of each piece, multiples of the blocks' size.
+
+        Returns:
+            For each piece the owners and counts of its blocks; None for counts if none is filled
+            up.
+        """
+        pieces, first = [], 0
+        for size in sizes:
+            of_piece = slice(first, first + size // self.size)
+            owners, counts = self.owners[of_piece], self.counts[of_piece]
+            joined = math.gcd(*[len(list(run)) for _, run in itertools.groupby(owners)]) or 1
+            is_full = np.all(counts == self.size)
+            counts = np.sum(counts.reshape([-1, joined]), axis=1, dtype=np.int32)
+            pieces.append((owners[::joined], None if is_full else counts))
+            first = of_piece.stop
+        return pieces
 
     def pad(self, vectors):
         """``[..., N]`` to ``[..., total]``."""

@@ -11,7 +11,6 @@ An optimizer's are in ``model_step.py``, an unroll's in ``optimizee_step.py``.
 import functools
 import math
 
-import numpy as np
 import tensorflow as tf
 
 from l2l_tf.engine import pieces
@@ -41,10 +40,7 @@ class CoordinatesStep:
         self.blocks = Blocks(self.sizes, pieces.BLOCK if rule.has_control else 1)
         self.piece_sizes = pieces.cut(self.blocks.total, most)
         self.tensors = levels.Tensors.of_shapes(shapes, rule.dtype, num_models)
-        self._owners, self._counts = (
-            np.split(of_blocks, np.cumsum(self.piece_sizes[:-1]) // self.blocks.size)
-            for of_blocks in (self.blocks.owners, self.blocks.counts)
-        )
+        self._blocks = self.blocks.split(self.piece_sizes)
         self._layout, self._most = layout, most
         self._runs_of_tensors = [[] for _ in self.sizes]
         self._runs_of_pieces = [[] for _ in self.piece_sizes]
@@ -94,7 +90,7 @@ class CoordinatesStep:
         of_pieces, control = state
         recorded, of_all = (), [()] * len(of_pieces)
         if self.rule.has_control:
-            owners = [tf.constant(of_piece) for of_piece in self._owners]
+            owners = [tf.constant(of_piece) for of_piece, _ in self._blocks]
             summaries = self._summaries(weights, take, of_pieces, owners)
             controls, control = self.program.control(weights, summaries, control, self.tensors)
             recorded, of_all = (summaries, controls), [(controls, of) for of in owners]
@@ -104,10 +100,10 @@ class CoordinatesStep:
     def _summaries(self, weights, take, of_pieces, owners):
         sums = []
         for piece, state in enumerate(of_pieces):
-            counts = self._counts[piece]
-            filled_up = [tf.constant(counts)] if np.any(counts < self.blocks.size) else []
-            arguments = weights, take(piece), state, owners[piece], self.tensors, *filled_up
-            sums.append(self.program.summarize(*arguments))
+            _, counts = self._blocks[piece]
+            arguments = weights, take(piece), state, owners[piece], self.tensors
+            filled_up = [] if counts is None else [tf.constant(counts)]
+            sums.append(self.program.summarize(*arguments, *filled_up))
         return tf.stop_gradient(tf.add_n(sums))
 
     def _update_pieces(self, weights, take, of_pieces, controls_and_owners):

@@ -138,29 +138,26 @@ class Hierarchical(base.UpdateRule):
     def summarize(self, inputs, state):
         g, (fast, slow, square) = _gradients(inputs), state
         direction = fast * _inverse_root(square)
-        new_fast, new_slow, new_square = _accumulate(g, state)
-        return tf.stack(
-            [
-                g * g,
-                g * fast,
-                fast * fast,
-                g * slow,
-                slow * slow,
-                new_fast * new_slow,
-                new_fast * new_fast,
-                new_slow * new_slow,
-                g * direction,
-                direction * direction,
-                new_square,
-                inputs.parameters * inputs.parameters,
-                _log_root(new_square),
-                tf.cast(new_square > 0, g.dtype),
-            ]
-        )
+        sums = [
+            g * g,
+            g * fast,
+            fast * fast,
+            g * slow,
+            slow * slow,
+            fast * slow,
+            g * direction,
+            direction * direction,
+            square,
+            inputs.parameters * inputs.parameters,
+        ]
+        if self.coordinate_units:
+            _, _, square = _accumulate(g, state)
+            sums += [_log_root(square), tf.cast(square > 0, g.dtype)]
+        return tf.stack(sums)
 
     def control(self, summaries, state, tensors):
-        *of_features, logs, alive = tf.unstack(summaries)
-        features, scale, corrections, state = self._tensor_features(of_features, state, tensors)
+        sums = tf.unstack(summaries)
+        features, scale, corrections, state = self._tensor_features(sums[:10], state, tensors)
         units = self._run_units(features, state["units"])
         change = self.max_change * tf.tanh(tf.matmul(self._change, units) + self._change_bias)
         is_alarmed = state["powers"][0] > ALARM * state["powers"][2]
@@ -171,7 +168,7 @@ class Hierarchical(base.UpdateRule):
         state = {**state, "units": units, "log_step": log_step, "step": step}
         controls = [step, corrections]
         if self.coordinate_units:
-            mean_log = tf.math.divide_no_nan(logs, alive)
+            mean_log = tf.math.divide_no_nan(*sums[10:])
             biases = tf.matmul(self._steering, units) + self._steering_bias
             controls += [mean_log[None], biases]
         return tf.concat(controls, axis=0), state
@@ -243,7 +240,15 @@ class Hierarchical(base.UpdateRule):
 
     def _tensor_features(self, sums, state, tensors):
         """``(features [19, K], scale [1, K], corrections [3, K], state)``; sums of `summarize`."""
-        gg, gf, ff, gs, ss, fs_new, ff_new, ss_new, gd, dd, square, parameters = sums
+        gg, gf, ff, gs, ss, fs, gd, dd, square, parameters = sums
+
+        def product(a, b, ab, ag, bg):
+            """Of two momenta after the step: a becomes a times a's decay + (1 - decay) times g."""
+            return a * b * ab + a * (1 - b) * ag + (1 - a) * b * bg + (1 - a) * (1 - b) * gg
+
+        ff_new = product(FAST, FAST, ff, gf, gf)
+        ss_new = product(SLOW, SLOW, ss, gs, gs)
+        fs_new = product(FAST, SLOW, fs, gf, gs)
         size, steps = tf.maximum(tensors.sizes, 1.0), state["steps"][0]
         power = gg / size
         powers = _averages(state["powers"], POWERS, power)
@@ -262,7 +267,7 @@ class Hierarchical(base.UpdateRule):
         of_fast, of_slow, of_square = (
             -tf.math.expm1(math.log(b) * (steps + 1)) for b in (FAST, SLOW, SQUARE)
         )
-        variance = square / of_square
+        variance = (SQUARE * square + (1 - SQUARE) * gg) / of_square
 
         def signal(momentum, correction, least):
             ratio = tf.math.divide_no_nan(momentum / (correction * correction), variance)
