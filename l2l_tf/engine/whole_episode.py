@@ -14,10 +14,7 @@ import tensorflow as tf
 from l2l_tf.engine.parts import Parts
 from l2l_tf.update_rules import base
 
-# Coordinates of all optimizees side by side. Where their states are backpropagated through time,
-# beyond one chunk: chunks run side by side on all cores, and a program's loop one after another.
-MOST_COORDINATES = 100_000
-MOST_THROUGH_TIME = 10_000
+MOST_COORDINATES = 100_000  # of all optimizees side by side
 # On a CPU, XLA's are several times slower than TensorFlow's.
 _SLOW = ("Conv", "DepthwiseConv", "MaxPool", "AvgPool")
 
@@ -27,9 +24,10 @@ def is_one_program(rule, problem, num_optimizees):
 
     On a GPU or TPU it is, as Keras' ``jit_compile="auto"`` has it. On a CPU, if
 
-    - all parts of the rule are coordinatewise,
-    - the optimizees have together at most ``MOST_COORDINATES``, or ``MOST_THROUGH_TIME`` for rules
-      whose coordinates' state depends on the meta-parameters,
+    - all parts of the rule are coordinatewise, and no state of a coordinate is backpropagated
+      through time (there, chunks of TensorFlow's run side by side on all cores, and the loop of a
+      program does one after another),
+    - the optimizees have together at most ``MOST_COORDINATES``,
     - the loss has no convolution or pooling,
     - and XLA can compile the loss.
 
@@ -43,17 +41,17 @@ def is_one_program(rule, problem, num_optimizees):
     Example:
 
     >>> import l2l_tf
-    >>> rule = l2l_tf.update_rules.CoordinatewiseLSTM((20,))
+    >>> rule = l2l_tf.update_rules.Hierarchical()
     >>> is_one_program(rule, l2l_tf.problems.get("quadratic"), num_optimizees=4)
     True
     """
     if any(device.device_type in ("GPU", "TPU") for device in tf.config.list_logical_devices()):
         return True
-    for part, layout in Parts(rule, problem.layout):
-        most = MOST_THROUGH_TIME if part.state_depends_on_weights else MOST_COORDINATES
-        num_coordinates = num_optimizees * base.num_coordinates(layout)
-        if part.coupling != "coordinate" or num_coordinates > most:
+    for part, _ in Parts(rule, problem.layout):
+        if part.coupling != "coordinate" or part.state_depends_on_weights:
             return False
+    if num_optimizees * base.num_coordinates(problem.layout) > MOST_COORDINATES:
+        return False
     return _is_for_xla(problem)
 
 
