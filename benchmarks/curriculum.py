@@ -50,7 +50,9 @@ def trained(name, way, seed):
 
 
 def main(_):
-    print("| problem | meta-training | loss at step 200, by seed | at step 800 |\n|---|---|---|---|")
+    print(
+        "| problem | meta-training | loss at step 200, by seed | at step 800 |\n|---|---|---|---|"
+    )
     for name in _PROBLEMS.value:
         for way in WAYS:
             finals = []

@@ -168,7 +168,7 @@ def slow(*values):
         ),
         slow("meta_train", ["--problem=digit"], "Did you mean 'digits'"),
         slow("meta_train", ["--problem=digits+nan*lasso"], "Received the member: 'nan*lasso'"),
-        ("meta_train", ["--num_steps=30"], "num_steps=30, unroll_length=20"),
+        ("meta_train", ["--num_steps=30"], "num_steps=['30'], unroll_length=20"),
         ("meta_train", ["--layers=20,x"], "--layers must be integers"),
         (
             "meta_train",
@@ -208,7 +208,7 @@ def test_validations_are_about_100_episodes_apart(num_episodes, meta_batch_size,
 import runpy, sys
 script = runpy.run_path({str(BIN / "meta_train")!r}, run_name="script")
 script["FLAGS"](["x", "--num_episodes={num_episodes}", "--meta_batch_size={meta_batch_size}"])
-print(script["_validate_every"]())
+print(script["_validate_every"]({num_episodes}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == str(expected), done.stderr

@@ -225,7 +225,7 @@ def test_identity_equals_taping_the_unroll(coordinate_units):
     def received():
         start = test_levels.vector(parameters)
         trajectory = unroll(rule, problem, start, state, batches, **lengths)
-        weights = objectives.loss_weights(objectives.loss_sum, trajectory.losses)
+        weights = conftest.loss_weights(objectives.loss_sum, trajectory.losses)
         return meta_gradient(rule, problem.layout, trajectory, weights, chunk_size=300)
 
     for a, b in zip(received(), expected, strict=True):

@@ -28,7 +28,7 @@ class Mixture:
     >>> mixture.name
     'quadratic|3*rastrigin'
     >>> [int(mixture.draw(seed=0, number=episode)) for episode in range(8)]
-    [1, 1, 1, 1, 0, 1, 1, 0]
+    [1, 1, 1, 1, 1, 1, 0, 1]
     """
 
     def __init__(self, members, name=None):
