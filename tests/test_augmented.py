@@ -299,6 +299,7 @@ def test_labels_of_several_outputs_go_together():
     np.testing.assert_array_equal(y["a"] + 10, y["b"][:, 0])
 
 
+@pytest.mark.slow
 def test_evaluation_by_unroll_and_in_place_and_meta_training():
     problem = everything(numbered())
     result = l2l_tf.evaluate(

@@ -129,6 +129,7 @@ def kill():
     raise Killed
 
 
+@pytest.mark.slow
 def test_a_kill_loses_no_more_than_since_the_last_checkpoint(whole, tmp_path, monkeypatch):
     reached = []
     for number in (9, 25):  # meta-steps of each process
