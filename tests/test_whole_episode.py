@@ -88,7 +88,7 @@ def meta_step(problem, rule, jit_compile):
     return losses, [*gradients, *(v.value for v in rule.trainable_variables)]
 
 
-def check_the_same(problem, rule):
+def check_the_same(problem, rule, tolerance):
     (losses, products), (expected_losses, expected) = (
         meta_step(problem, RULES[rule](), jit_compile) for jit_compile in (True, None)
     )
@@ -96,18 +96,20 @@ def check_the_same(problem, rule):
     assert any(np.any(product) for product in expected[: len(expected) // 2])
     for received, of_expected in zip(products, expected):
         scale = np.max(np.abs(of_expected))
-        np.testing.assert_allclose(received, of_expected, rtol=1e-3, atol=1e-3 * scale + 1e-6)
+        np.testing.assert_allclose(received, of_expected, rtol=1e-3, atol=tolerance * scale + 1e-6)
 
 
 @pytest.mark.parametrize("name, rule", FAST)
 def test_a_whole_meta_step_compiles(name, rule, tmp_path):
-    check_the_same(problem_of(name, tmp_path), rule)
+    check_the_same(problem_of(name, tmp_path), rule, 1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, rule", SLOW)
 def test_a_whole_meta_step_compiles_slow(name, rule, tmp_path):
-    check_the_same(problem_of(name, tmp_path), rule)
+    # Biases before a normalization have gradients of rounding noise, which logarithms magnify.
+    tolerance = 1e-2 if name.startswith("cifar") else 1e-3
+    check_the_same(problem_of(name, tmp_path), rule, tolerance)
 
 
 def keras_problem(model, **kwargs):
