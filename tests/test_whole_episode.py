@@ -85,29 +85,36 @@ def meta_step(problem, rule, jit_compile):
         return trajectory.losses, gradients
 
     losses, gradients = step(*window(problem))
-    return losses, [*gradients, *(v.value for v in rule.trainable_variables)]
+    return losses, gradients, [v.numpy() for v in rule.trainable_variables]
 
 
-def check_the_same(problem, rule):
-    (losses, products), (expected_losses, expected) = (
+def check_the_same(problem, rule, tolerance):
+    received, expected = (
         meta_step(problem, RULES[rule](), jit_compile) for jit_compile in (True, None)
     )
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-3)
-    assert any(np.any(product) for product in expected[: len(expected) // 2])
-    for received, of_expected in zip(products, expected):
-        scale = np.max(np.abs(of_expected))
-        np.testing.assert_allclose(received, of_expected, rtol=1e-3, atol=1e-3 * scale + 1e-6)
+    np.testing.assert_allclose(received[0], expected[0], rtol=1e-3)
+    for vectors, of_expected in zip(received[1:], map(flat, expected[1:])):
+        size = np.linalg.norm(of_expected)
+        assert 0 < size < np.inf
+        assert np.linalg.norm(flat(vectors) - of_expected) < tolerance * size
+
+
+def flat(tensors):
+    return np.concatenate([np.reshape(tensor, [-1]) for tensor in tensors])
 
 
 @pytest.mark.parametrize("name, rule", FAST)
 def test_a_whole_meta_step_compiles(name, rule, tmp_path):
-    check_the_same(problem_of(name, tmp_path), rule)
+    check_the_same(problem_of(name, tmp_path), rule, 1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, rule", SLOW)
 def test_a_whole_meta_step_compiles_slow(name, rule, tmp_path):
-    check_the_same(problem_of(name, tmp_path), rule)
+    # Biases before a normalization have gradients of rounding noise, which logarithms magnify: with
+    # parameters off by 1e-7, the meta-gradient is off by 2e-3, and some of its values by 2e-2.
+    tolerance = 1e-2 if name.startswith("cifar") else 1e-3
+    check_the_same(problem_of(name, tmp_path), rule, tolerance)
 
 
 def keras_problem(model, **kwargs):
