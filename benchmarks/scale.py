@@ -112,7 +112,7 @@ def horizon():
 
 
 def workers():
-    """The same meta-steps by 1, 2 and 3 processes, each with two threads of this machine."""
+    """The same meta-steps by 1, 2 and 3 processes, which share the cores of this machine."""
     rows = []
     for number in (1, 2, 3):
         sockets = [socket.socket() for _ in range(number)]
@@ -141,7 +141,7 @@ def workers():
 
 
 def as_worker():
-    """What one of `workers` does: one thread, as if it had a core of its own."""
+    """What one of `workers` does."""
     from l2l_tf.meta_training.replicas import new_strategy
 
     strategy = new_strategy("multi_worker") if "TF_CONFIG" in os.environ else None

@@ -6,7 +6,7 @@ MOST_SAID = 10  # a warning each; of more, the number alone
 
 
 class Divergence:
-    """The optimizees of a training that diverged, so far. They add nothing to a meta-gradient.
+    """The optimizees of a training that diverged, so far.
 
     Args:
         max_diverged: the share of an epoch's optimizees above which it ends the training.
@@ -92,8 +92,7 @@ class Divergence:
         if self.num_found <= MOST_SAID:
             rest = " Of more, only the share is said." if self.num_found == MOST_SAID else ""
             warnings.warn(
-                f"An optimizee diverged, {_text(self.found[-1])}. It adds nothing to the "
-                f"meta-gradient from there on.{rest}",
+                f"An optimizee diverged, {_text(self.found[-1])}. It is stopped there.{rest}",
                 stacklevel=2,
             )
 

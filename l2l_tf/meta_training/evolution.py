@@ -28,6 +28,7 @@ from l2l_tf.engine.unroll import Runs
 from l2l_tf.meta_training import objectives
 from l2l_tf.meta_training.estimator import Carry, Estimate, Estimator
 from l2l_tf.problems.base import fold_in
+from l2l_tf.update_rules import base
 
 
 class EvolutionCarry(NamedTuple):
@@ -96,7 +97,8 @@ class PersistentEvolution(Estimator):
             lambda *leaves: tf.repeat(tf.stack(leaves), 2 * self.num_pairs, axis=0), *optimizees
         )
         num_perturbations = parameters.shape[0] * self.num_pairs
-        perturbations = tf.zeros([num_perturbations, sum(_sizes(rule))], rule.dtype)
+        size = base.num_coordinates(_layout(rule))
+        perturbations = tf.zeros([num_perturbations, size], rule.dtype)
         return EvolutionCarry(members, perturbations, self._worst(members.runs))
 
     def __call__(self, rule, problem, carry, data):
@@ -117,7 +119,7 @@ class PersistentEvolution(Estimator):
         left_out = tf.reduce_all(is_bad, axis=1)
         is_counted = ~is_bad | left_out[:, None]
         return Estimate(
-            _as_variables(rule, gradient),
+            base.split(gradient, _layout(rule)),
             EvolutionCarry(members, perturbations, self._worst(members.runs)),
             tf.transpose(_mean_of_pairs(losses, is_counted)),
             _mean_of_pairs(values, is_counted),
@@ -126,7 +128,7 @@ class PersistentEvolution(Estimator):
 
     def _draw(self, rule, data):
         """ε of each pair, ``[M · K, C]``."""
-        size = sum(_sizes(rule))
+        size = base.num_coordinates(_layout(rule))
 
         def of_pair(row):
             # Below 0, where the seeds of episodes and of drawn coordinates never are.
@@ -142,11 +144,11 @@ class PersistentEvolution(Estimator):
 
     def _run(self, rule, problem, members, perturbations, batches):
         """Losses ``[M · K · 2, T + 1]`` and members after a window, as many at once as cores."""
-        center = tf.concat([tf.reshape(v.value, [-1]) for v in rule.trainable_variables], axis=0)
+        center = base.flatten([v.value for v in rule.trainable_variables])
         num_members, each = perturbations.shape[0], 2 * self.num_pairs
 
         def run(index, perturbation, member):
-            of_trainable = _as_variables(rule, center + perturbation)
+            of_trainable = base.split(center + perturbation, _layout(rule))
             of_trainable = dict(zip(map(id, rule.trainable_variables), of_trainable))
             optimizee = tf.nest.map_structure(
                 lambda leaf: tf.gather(leaf, [index // each]), batches
@@ -198,11 +200,6 @@ def _mean_of_pairs(of_members, is_counted):
     return counted / tf.reduce_sum(tf.cast(is_counted, of_members.dtype), axis=1)
 
 
-def _sizes(rule):
-    return [v.shape.num_elements() for v in rule.trainable_variables]
-
-
-def _as_variables(rule, vector):
-    """A vector ``[C]`` as the list of the shapes of the rule's trainable variables."""
-    flat = tf.split(vector, _sizes(rule))
-    return [tf.reshape(of, v.shape) for of, v in zip(flat, rule.trainable_variables)]
+def _layout(rule):
+    """Of φ, the rule's trainable weights."""
+    return [(v.path, tuple(v.shape)) for v in rule.trainable_variables]

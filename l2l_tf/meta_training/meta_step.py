@@ -10,6 +10,7 @@ import threading
 import tensorflow as tf
 
 from l2l_tf.engine import pieces
+from l2l_tf.update_rules import base
 
 
 class MetaStep:
@@ -104,8 +105,8 @@ class MetaStep:
             tf.reduce_sum(tf.where(estimate.left_out, tf.zeros_like(mean), mean)) for mean in means
         ]
         sums = tf.stack([*sums, tf.reduce_sum(counted)])
-        flat = [tf.reshape(gradient, [-1]) for gradient in estimate.gradients]
-        return tf.concat([*flat, sums], axis=0), estimate.carry, estimate.left_out
+        vector = base.flatten([*estimate.gradients, sums])
+        return vector, estimate.carry, estimate.left_out
 
     def _apply_mean(self, vectors):
         """Takes a step along the mean of the groups' meta-gradients; returns which are finite."""
@@ -126,9 +127,7 @@ class MetaStep:
         is_good = tf.stack(is_good)
         counts = tf.stack([vector[-1] for vector in vectors])
         variables = trainer.rule.trainable_variables
-        sizes = [v.shape.num_elements() for v in variables]
-        flat = tf.split(total / len(vectors), sizes)
-        gradients = [tf.reshape(of, v.shape) for of, v in zip(flat, variables)]
+        gradients = base.split(total / len(vectors), [(v.path, tuple(v.shape)) for v in variables])
 
         def apply():
             trainer.optimizer.apply(gradients, variables)

@@ -6,11 +6,9 @@ meta-gradients, as many numbers as the rule has weights.
 
 import tensorflow as tf
 
-STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
-
 
 def new_strategy(name):
-    """The ``tf.distribute.Strategy`` of a name, one of ``STRATEGIES``; None of "none".
+    """The ``tf.distribute.Strategy`` "mirrored", "multi_worker" or "tpu"; None of "none".
 
     To be called before anything else is done with TensorFlow. "multi_worker" reads who works where
     from TF_CONFIG in the environment, as ``tf.distribute`` has it.

@@ -318,7 +318,7 @@ class MetaTrainer(keras.Model):
         initial_step=0,
         **kwargs,
     ):
-        """``keras.Model.fit``, stopped by a loss that is not finite.
+        """``keras.Model.fit``, ended if too many optimizees diverge.
 
         ``keras.callbacks.BackupAndRestore`` resumes to the same rule. Of ``ModelCheckpoint``, only
         ``save_weights_only=True`` is taken.
@@ -335,7 +335,7 @@ class MetaTrainer(keras.Model):
         Raises:
             TypeError: another argument of ``keras.Model.fit``.
             ValueError: data that are not of this trainer, or a callback that cannot save it.
-            FloatingPointError: a loss is not finite.
+            FloatingPointError: more than `max_diverged` of an epoch's optimizees diverged.
         """
         checks.check_arguments_of_fit(kwargs)
         self._datasets.check("dataset", dataset, "dataset")
