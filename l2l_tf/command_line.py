@@ -95,15 +95,20 @@ def check_name(flag, choices, form):
 def check_multiple(flag, divisor):
     """Of two flags of integers: one is a multiple of the other, where both are given.
 
-    Of a list of integers: each is.
+    Of a list of integers: each is, of the divisor, or of that in its place.
     """
 
     def is_multiple(values):
         value, unit = values[flag.name], values[divisor.name]
-        of_list = value if isinstance(value, list) else [value]
-        return value is None or unit is None or all(int(one) % unit == 0 for one in of_list)
+        if value is None or unit is None:
+            return True
+        value, unit = (of if isinstance(of, list) else [of] for of in (value, unit))
+        unit = unit * len(value) if len(unit) == 1 else unit
+        return len(unit) == len(value) and all(int(v) % int(u) == 0 for v, u in zip(value, unit))
 
     message = f"--{flag.name} must be a multiple of --{divisor.name}"
+    if isinstance(divisor.default, list):
+        message += ", of one for all or of the one in its place"
     flags.register_multi_flags_validator([flag.name, divisor.name], is_multiple, message)
 
 

@@ -168,7 +168,7 @@ def slow(*values):
         ),
         slow("meta_train", ["--problem=digit"], "Did you mean 'digits'"),
         slow("meta_train", ["--problem=digits+nan*lasso"], "Received the member: 'nan*lasso'"),
-        ("meta_train", ["--num_steps=30"], "num_steps=['30'], unroll_length=20"),
+        ("meta_train", ["--num_steps=30"], "num_steps=['30'], unroll_length=['20']"),
         ("meta_train", ["--layers=20,x"], "--layers must be integers"),
         (
             "meta_train",

@@ -64,6 +64,7 @@ WRONG = {
             "1000000000",
             ("1", "--unroll_length=1"),
         ],
+        "num_validation_episodes": count(),
         "objective": ["", "mean"],
         "problem": PROBLEM,
         "rule": ["", "lstn", "no_such:f", "math:pi", "math:sqrt", "json:JSONDecoder", "none"],
@@ -72,7 +73,7 @@ WRONG = {
         "seed": SEED,
         "standard_deviation": ["", "x", "nan", ("0", "--estimator=evolution"), "0.1"],
         "strategy": ["", "all"],
-        "unroll_length": [*count(), "30"],
+        "unroll_length": [*count(), "30", "20,20", ("20,30", "--num_steps=20,40")],
         "validate_every": [*count(), "7", ("100", "--meta_batch_size=8", "--num_episodes=800")],
     },
     "evaluate": {

@@ -420,18 +420,20 @@ class MetaTrainer(keras.Model):
         if is_last:
             self.episode.assign_add(self.num_episodes_at_once)
 
-    def _is_one_program(self, problem):
-        """Whether XLA compiles the estimate of a problem as a whole."""
+    def _is_one_program(self, problem, num_optimizees=None):
+        """Whether XLA compiles the episodes of a problem as a whole."""
         if not self._is_auto:
             return bool(self.jit_compile)
-        num_optimizees = self.meta_batch_size // self.replicas.num_replicas
+        if num_optimizees is None:
+            num_optimizees = self.meta_batch_size // self.replicas.num_replicas
         return whole_episode.is_one_program(self.rule, problem, num_optimizees)
 
     def validate(self, window):
         """Adds to ``validation`` an element of ``validation_dataset(...)``."""
         index, data = window if isinstance(window, tuple) else (0, window)
-        jit_compile = bool(self.jit_compile)
-        self.validation.add(index, data, jit_compile=jit_compile, run_eagerly=self.run_eagerly)
+        self.validation.add(
+            index, data, jit_compile=self._is_one_program, run_eagerly=self.run_eagerly
+        )
 
     @property
     def is_between_episodes(self):

@@ -37,13 +37,16 @@ class Validation:
         Args:
             index: of the problem.
             data: the element.
-            jit_compile, run_eagerly: how to run it, at the first call.
+            jit_compile: function of a problem and a number of optimizees to whether XLA compiles.
+            run_eagerly: whether nothing is compiled.
         """
         key = index, data["parameters"].shape[0]
         if key not in self._functions:
-            function = self._on(self._problems[index])
+            problem = self._problems[index]
+            function = self._on(problem)
             if not run_eagerly:
-                compiled = tf.function(function, autograph=False, jit_compile=jit_compile)
+                is_for_xla = jit_compile(problem, data["parameters"].shape[0])
+                compiled = tf.function(function, autograph=False, jit_compile=is_for_xla)
                 function = compiled.get_concrete_function(data)
             self._functions[key] = function
         self._results[index].append(self._functions[key](data))

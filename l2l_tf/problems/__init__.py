@@ -13,6 +13,7 @@ from l2l_tf.problems.cifar10 import cifar
 from l2l_tf.problems.classification import digits, mnist
 from l2l_tf.problems.ensemble import Ensemble, terms
 from l2l_tf.problems.functions import Lasso, Quadratic, Rastrigin, Simple
+from l2l_tf.problems.general_problems import general
 from l2l_tf.problems.keras_problem import KerasProblem
 from l2l_tf.problems.mixture import Mixture
 from l2l_tf.problems.mixture import terms as terms_of_mixture
@@ -54,6 +55,7 @@ _VARIANTS = {
 }
 _READ_FROM_TFDS = {
     "cifar10": cifar,
+    "general": general,
     "mnist": mnist,
     **{n: functools.partial(f, name=n, **kwargs) for n, (f, kwargs) in _VARIANTS.items()},
 }

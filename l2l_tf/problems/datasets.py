@@ -65,25 +65,29 @@ class _Arrays:
         return tf.nest.map_structure(lambda a: a[: self._batch_size], self._arrays)
 
     def batches(self, seed, num_batches, num_distinct=None):
-        batches_an_epoch = self._num_examples // self._batch_size
-        examples = tf.range(self._num_examples)
-        if num_distinct is not None:
-            is_few = num_distinct < batches_an_epoch
-            size = tf.where(is_few, num_distinct * self._batch_size, self._num_examples)
-            # No epoch has this number.
-            examples = _shuffled(examples, base.fold_in(seed, -1))[:size]
-            batches_an_epoch = tf.minimum(num_distinct, batches_an_epoch)
-        num_epochs = -(-num_batches // batches_an_epoch)
+        size = self._num_examples, self._batch_size
+        return _drawn_batches(self._arrays, *size, seed, num_batches, num_distinct)
 
-        def order(epoch):
-            indices = _shuffled(examples, base.fold_in(seed, epoch))
-            used = indices[: batches_an_epoch * self._batch_size]
-            return tf.data.Dataset.from_tensor_slices(tf.reshape(used, [-1, self._batch_size]))
 
-        def batch(indices):
-            return tf.nest.map_structure(lambda a: tf.gather(a, indices), self._arrays)
+class Drawn:
+    """A source whose data are drawn anew for each episode, by its seed.
 
-        return tf.data.Dataset.range(num_epochs).flat_map(order).map(batch).take(num_batches)
+    Args:
+        draw: function of a seed ``[2]`` that returns a structure of tensors with the examples as
+            first axis, of shapes that are known.
+        stream: int: sources of other streams draw other data of the same seed.
+        batch_size: int.
+    """
+
+    def __init__(self, draw, stream, batch_size):
+        self._draw = draw
+        self._stream = stream
+        self._batch_size = batch_size
+
+    def batches(self, seed, num_batches, num_distinct=None):
+        arrays = self._draw(base.fold_in(seed, -2, self._stream))
+        size = tf.nest.flatten(arrays)[0].shape[0], self._batch_size
+        return _drawn_batches(arrays, *size, seed, num_batches, num_distinct)
 
 
 class _Stream:
@@ -117,6 +121,29 @@ class _Stream:
         if num_distinct is None:
             return batches
         return base.seen_again(batches, seed, num_batches, num_distinct)
+
+
+def _drawn_batches(arrays, num_examples, batch_size, seed, num_batches, num_distinct):
+    """Batches of arrays, each epoch in an order of its own; see ``read``."""
+    batches_an_epoch = num_examples // batch_size
+    examples = tf.range(num_examples)
+    if num_distinct is not None:
+        is_few = num_distinct < batches_an_epoch
+        size = tf.where(is_few, num_distinct * batch_size, num_examples)
+        # No epoch has this number.
+        examples = _shuffled(examples, base.fold_in(seed, -1))[:size]
+        batches_an_epoch = tf.minimum(num_distinct, batches_an_epoch)
+    num_epochs = -(-num_batches // batches_an_epoch)
+
+    def order(epoch):
+        indices = _shuffled(examples, base.fold_in(seed, epoch))
+        used = indices[: batches_an_epoch * batch_size]
+        return tf.data.Dataset.from_tensor_slices(tf.reshape(used, [-1, batch_size]))
+
+    def batch(indices):
+        return tf.nest.map_structure(lambda a: tf.gather(a, indices), arrays)
+
+    return tf.data.Dataset.range(num_epochs).flat_map(order).map(batch).take(num_batches)
 
 
 def _shuffled(indices, seed):

@@ -9,6 +9,7 @@ NAMES = {
     "cifar5": "the same, labels 0 to 4",
     "cifar5-sub": "the same, labels 5 to 9, which cifar2 and cifar5 leave out",
     "digits": "scikit-learn's digits, MLP 64-20-10",
+    "general": "some fifty small problems of many kinds, to meta-train a rule for any model",
     "lasso": "random functions, convex and not smooth",
     "mnist": "MNIST, MLP 784-20-10 (the paper's section 3.2)",
     "mnist-40-units": "the same, 40 hidden units",
