@@ -35,8 +35,10 @@ FAST = [
     ("simple", "lstm"),
     ("quadratic+2*rastrigin", "lstm"),
 ]
+# "general" is a mixture, of more problems than can be compiled here.
+ONE_PROBLEM = [name for name in NAMES if name != "general"]
 SLOW = [
-    *[(name, rule) for name in NAMES for rule in RULES if (name, rule) not in FAST],
+    *[(name, rule) for name in ONE_PROBLEM for rule in RULES if (name, rule) not in FAST],
     ("digits+0.1*quadratic", "hierarchical"),
 ]
 
