@@ -111,7 +111,9 @@ class MetaStep:
     def _apply_mean(self, vectors):
         """Takes a step along the mean of the groups' meta-gradients; returns which are finite."""
         trainer = self._trainer
-        vectors = [trainer.replicas.mean(vector) for vector in vectors]
+        # All groups' at once: one message between devices.
+        together = trainer.replicas.run(lambda *of_groups: tf.stack(of_groups), *vectors)
+        vectors = tf.unstack(trainer.replicas.mean(together))
         is_good, total = [], 0
         for vector in vectors:
             gradient, sums = vector[:-3], vector[-3:]
