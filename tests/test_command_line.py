@@ -164,7 +164,7 @@ def slow(*values):
         (
             "meta_train",
             ["--rule=lstn"],
-            "value should be one of <lstm|rnnprop|averaging|hierarchical>",
+            "value should be one of <lstm|rnnprop|averaging|hierarchical|hierarchical-lite>",
         ),
         slow("meta_train", ["--problem=digit"], "Did you mean 'digits'"),
         slow("meta_train", ["--problem=digits+nan*lasso"], "Received the member: 'nan*lasso'"),

@@ -69,6 +69,9 @@ def test_a_class_of_ones_own_gets_what_its_signature_names():
     assert (seeded.weights[0].numpy() == expected.weights[0].numpy()).all()
     hierarchical, other = (new_rule("hierarchical", layers, 3) for layers in ([4], [5]))
     assert (hierarchical.weights[0].numpy() == other.weights[0].numpy()).all()
+    lite = new_rule("hierarchical-lite", [4], 3)
+    assert (hierarchical.coordinate_units, lite.coordinate_units) == (8, 0)
+    assert (name_of(hierarchical), name_of(lite)) == ("hierarchical", "hierarchical-lite")
     takers = ["lstm", "own_rules:Mine", "own_rules:small"]
     assert all(map(takes_layers, takers))
     assert not any(

@@ -77,10 +77,16 @@ def takes_layers(name):
 
 def name_of(rule):
     """The command line's name of a rule's class, or the class' own."""
-    names = {cls: name for name, (cls, _) in CONV_RULES.items()}
-    cls = type(rule).__name__
-    is_ours = getattr(update_rules, cls, None) is type(rule)
-    return names.get(cls, cls) if is_ours else cls
+    own = type(rule).__name__
+    if getattr(update_rules, own, None) is not type(rule):
+        return own
+    config = rule.get_config()
+    names = [
+        n
+        for n, (cls, options, _) in CONV_RULES.items()
+        if cls == own and options.items() <= config.items()
+    ]
+    return names[-1] if names else own  # the last has the most options
 
 
 def _class_of(name, rules):
@@ -91,6 +97,7 @@ def _make(argument, name, rules, layers, seed, **options):
     arguments.text(argument, name)
     if ":" not in name:
         arguments.choice(argument, name, rules)
+        options |= rules[name][1]
         options |= {"layers": layers} if takes_layers(name) else {}
         return _class_of(name, rules)(seed=seed, **options)
     offered = {"layers": layers, "seed": seed}
