@@ -66,6 +66,7 @@ WRONG = {
         ],
         "num_validation_episodes": count(),
         "objective": ["", "mean"],
+        "objective_floor": ["x", "nan", ("0", "--objective=relative"), "0.1"],
         "problem": PROBLEM,
         "rule": ["", "lstn", "no_such:f", "math:pi", "math:sqrt", "json:JSONDecoder", "none"],
         "save_dir": ["", "notes", "notes/below"],

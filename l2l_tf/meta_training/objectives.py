@@ -25,13 +25,16 @@ def last_loss(losses):
     return losses[-1]
 
 
-def relative_log_loss_mean(losses, first_loss):
-    """Mean over t of log(f(θ_t)/f(θ_0) + 0.03).
+FLOOR = 0.03
 
-    Problems count alike, whatever the scale of their losses; late progress counts, and what has
-    converged stops counting. Losses must not be negative.
+
+def relative_log_loss_mean(losses, first_loss, floor=FLOOR):
+    """Mean over t of log(f(θ_t)/f(θ_0) + floor).
+
+    Problems count alike, whatever the scale of their losses; late progress counts, and what is far
+    below `floor` stops counting. Losses must not be negative.
     """
-    return tf.reduce_mean(tf.math.log(losses / first_loss + 0.03))
+    return tf.reduce_mean(tf.math.log(losses / first_loss + floor))
 
 
 OBJECTIVES = {
