@@ -71,7 +71,7 @@ class MixtureData:
                 lambda place: group * self._num_parallel + first + place
             )
         )
-        return episodes_lib.side_by_side(
+        dataset = episodes_lib.side_by_side(
             self._mixture.problems[index],
             "train",
             self._seed,
@@ -80,6 +80,10 @@ class MixtureData:
             num_parallel=size,
             **self._windows,
         )
+        # There are as many iterators as problems and groups: none keeps windows for later.
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False
+        return dataset.with_options(options)
 
 
 class ValidationOfMixture:
