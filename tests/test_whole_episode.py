@@ -157,3 +157,14 @@ def test_what_xla_cannot_compile_is_none():
 def test_coupled_rules_are_none():
     rule = l2l_tf.update_rules.KernelwiseLSTM((3, 3), (3,))
     assert not whole_episode.is_one_program(rule, l2l_tf.problems.get("quadratic"), 1)
+
+
+def test_there_are_no_more_programs_than_memory_maps(monkeypatch):
+    wanted = [True, False, True, True]
+    for limit in (None, 10**6):
+        monkeypatch.setattr(whole_episode, "_most_maps", lambda limit=limit: limit)
+        assert whole_episode.few_enough(wanted) == wanted
+    limit = whole_episode.MAPS_OF_A_PROCESS + 4 * whole_episode.MAPS
+    monkeypatch.setattr(whole_episode, "_most_maps", lambda: limit)
+    with pytest.warns(UserWarning, match="3 problems .* enough for 2.*sysctl"):
+        assert whole_episode.few_enough(wanted) == [True, False, True, False]

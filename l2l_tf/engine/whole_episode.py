@@ -9,12 +9,18 @@ Decided beforehand, from measurements (docs/performance.md), and never by a cloc
 a function of the seed. (The two ways round differently, and draw other coordinates.)
 """
 
+import itertools
+import math
+import warnings
+
 import tensorflow as tf
 
 from l2l_tf.engine.parts import Parts
 from l2l_tf.update_rules import base
 
 MOST_COORDINATES = 100_000  # of all optimizees side by side
+# Measured, of a program with its backward pass; and of TensorFlow itself, with room to spare.
+MAPS, MAPS_OF_A_PROCESS = 1200, 8000
 # On a CPU, XLA's are several times slower than TensorFlow's.
 _SLOW = ("Conv", "DepthwiseConv", "MaxPool", "AvgPool")
 
@@ -53,6 +59,43 @@ def is_one_program(rule, problem, num_optimizees):
     if num_optimizees * base.num_coordinates(problem.layout) > MOST_COORDINATES:
         return False
     return _is_for_xla(problem)
+
+
+def few_enough(are_one_program):
+    """Of several problems, those that are one program and for which there are memory maps.
+
+    XLA's compiler for CPUs leaves about a thousand maps a program, and Linux ends a process that
+    needs more than `vm.max_map_count`. Each problem has two programs, one to validate on.
+
+    Args:
+        are_one_program: list of bool, of the problems.
+
+    Returns:
+        A list of bool. Of those that are too many the last ones are left out, with a warning.
+    """
+    limit = _most_maps()
+    most = math.inf if limit is None else max(0, limit - MAPS_OF_A_PROCESS) // (2 * MAPS)
+    wanted = sum(are_one_program)
+    if wanted <= most:
+        return list(are_one_program)
+    warnings.warn(
+        f"{wanted} problems are faster as one program each, and this system's limit of "
+        f"{limit:,} memory maps a process is enough for {most}. The others run step by step, "
+        "several times slower. To raise the limit: sudo sysctl -w "
+        f"vm.max_map_count={MAPS_OF_A_PROCESS + 2 * MAPS * wanted}",
+        stacklevel=2,
+    )
+    numbers = itertools.accumulate(map(int, are_one_program))
+    return [is_one and number <= most for is_one, number in zip(are_one_program, numbers)]
+
+
+def _most_maps():
+    """Linux' limit, or None where there is none that is known."""
+    try:
+        with open("/proc/sys/vm/max_map_count") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
 
 
 def _is_for_xla(problem):

@@ -182,6 +182,7 @@ class MetaTrainer(keras.Model):
         self._carries = [None] * num_groups  # between the windows of an episode
         self._datasets = OwnDatasets()
         self._meta_step = None
+        self._one_program = None
         self.mean_loss = keras.metrics.Mean(name="loss", dtype=rule.dtype)
         self.mean_objective = keras.metrics.Mean(name="objective", dtype=rule.dtype)
         self._names = problem.names if isinstance(problem, Mixture) else [problem.name]
@@ -407,8 +408,7 @@ class MetaTrainer(keras.Model):
         """One meta-step, without anything read back from the device. See ``train_on_batch``."""
         groups = [group if isinstance(group, tuple) else (0, group) for group in groups]
         if self._meta_step is None:
-            jit_compile = [self._is_one_program(problem) for problem in self._problems]
-            self._meta_step = MetaStep(self, self._problems, jit_compile)
+            self._meta_step = MetaStep(self, self._problems, self._are_one_program())
         window = int(groups[0][1]["window"][0])
         carries, runs, left_out = self._meta_step(groups, self._carries)
         for (index, data), of_runs, of_left_out in zip(groups, runs, left_out):
@@ -420,20 +420,25 @@ class MetaTrainer(keras.Model):
         if is_last:
             self.episode.assign_add(self.num_episodes_at_once)
 
-    def _is_one_program(self, problem, num_optimizees=None):
-        """Whether XLA compiles the episodes of a problem as a whole."""
+    def _are_one_program(self):
+        """Of each problem, whether XLA compiles an episode as a whole."""
         if not self._is_auto:
-            return bool(self.jit_compile)
-        if num_optimizees is None:
+            return [bool(self.jit_compile)] * len(self._problems)
+        if self._one_program is None:
             num_optimizees = self.meta_batch_size // self.replicas.num_replicas
-        return whole_episode.is_one_program(self.rule, problem, num_optimizees)
+            self._one_program = whole_episode.few_enough(
+                [
+                    whole_episode.is_one_program(self.rule, problem, num_optimizees)
+                    for problem in self._problems
+                ]
+            )
+        return self._one_program
 
     def validate(self, window):
         """Adds to ``validation`` an element of ``validation_dataset(...)``."""
         index, data = window if isinstance(window, tuple) else (0, window)
-        self.validation.add(
-            index, data, jit_compile=self._is_one_program, run_eagerly=self.run_eagerly
-        )
+        jit_compile = self._are_one_program()[index]
+        self.validation.add(index, data, jit_compile=jit_compile, run_eagerly=self.run_eagerly)
 
     @property
     def is_between_episodes(self):

@@ -37,16 +37,13 @@ class Validation:
         Args:
             index: of the problem.
             data: the element.
-            jit_compile: function of a problem and a number of optimizees to whether XLA compiles.
-            run_eagerly: whether nothing is compiled.
+            jit_compile, run_eagerly: how to run it, at the first call.
         """
         key = index, data["parameters"].shape[0]
         if key not in self._functions:
-            problem = self._problems[index]
-            function = self._on(problem)
+            function = self._on(self._problems[index])
             if not run_eagerly:
-                is_for_xla = jit_compile(problem, data["parameters"].shape[0])
-                compiled = tf.function(function, autograph=False, jit_compile=is_for_xla)
+                compiled = tf.function(function, autograph=False, jit_compile=jit_compile)
                 function = compiled.get_concrete_function(data)
             self._functions[key] = function
         self._results[index].append(self._functions[key](data))
