@@ -1,0 +1,141 @@
+"""Baselines of the suite: tuned once, and kept in a file a problem, so that a rule costs minutes.
+
+A file has what each contestant did on the very optimizees of the reports. What is missing in it is
+computed, contestant by contestant, and written at once: interrupted work goes on where it was.
+"""
+
+import json
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from l2l_tf import paths
+from l2l_tf.evaluation.suite.contest import Contest, Run, thinned
+from l2l_tf.evaluation.suite.contestants import CONTESTANTS, NUM_SEEDS, NUM_TUNING_SEEDS, tune
+from l2l_tf.files import json_file
+from l2l_tf.version import __version__
+
+FORMAT_VERSION = 1
+PACKAGED = os.path.join(os.path.dirname(__file__), "baselines")
+SEED = 0
+# How far initial losses may be apart: rounding, and no other data or weights.
+TOLERANCE = 1e-3
+
+
+class Baselines:
+    """The baselines in a directory.
+
+    Args:
+        directory: of the files, one a problem; None takes those that come with the package.
+    """
+
+    def __init__(self, directory=None):
+        self.directory = PACKAGED if directory is None else paths.from_user("directory", directory)
+
+    def read(self, name):
+        """The records of a problem: dict of contestant → record; empty without a file.
+
+        Raises:
+            ValueError: the file is damaged, or of a newer version.
+        """
+        return self._content(name)["contestants"]
+
+    def missing(self, name):
+        """The contestants that have no record on a problem."""
+        records = self.read(name)
+        return [contestant for contestant in CONTESTANTS if contestant not in records]
+
+    def complete(self, contest, progress=lambda what: None):
+        """Computes and writes what is missing of a problem.
+
+        Args:
+            contest: ``Contest``, of seed ``SEED``.
+            progress: called before each contestant, with its name.
+        """
+        name, num_steps = contest.suite_problem.name, contest.num_steps
+        for contestant in self.missing(name):
+            progress(contestant)
+            record = _record(contestant, contest)
+            content = self._content(name)  # anew: another process may have written meanwhile
+            content |= {
+                "num_steps": num_steps,
+                "batch_size": contest.suite_problem.batch_size,
+                "num_weights": sum(int(np.prod(shape)) for _, shape in contest.problem.layout),
+                "metric": contest.suite_problem.metric_name,
+                "seed": SEED,
+            }
+            content["contestants"][contestant] = record
+            os.makedirs(self.directory, exist_ok=True)
+            json_file.write(content, self._path(name))
+
+    def _content(self, name):
+        path = self._path(name)
+        try:
+            with open(path) as file:
+                return json_file.parse(file.read(), path, FORMAT_VERSION)
+        except FileNotFoundError:
+            return {"format_version": FORMAT_VERSION, "problem": name, "contestants": {}}
+
+    def _path(self, name):
+        return os.path.join(self.directory, f"{name}.json")
+
+
+def _record(name, contest):
+    contestant = CONTESTANTS[name]
+    rule = contestant.make(contest.num_steps)
+    grid = None if contestant.start is None else tune(rule, contest, contestant.start)
+    run = contest.run(contest.runner(rule), NUM_SEEDS)
+    return {
+        "learning_rate": float(f"{rule.learning_rate.numpy():.6g}"),
+        "grid": grid and [[rate, _rounded(loss)] for rate, loss in grid],
+        "num_tuning_seeds": NUM_TUNING_SEEDS if grid else None,
+        "versions": {
+            "l2l_tf": __version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+        },
+        **to_json(run),
+    }
+
+
+def to_json(run):
+    """A ``Run`` for a file: its curve thinned to 50 points, null where it is not finite."""
+    return {
+        "initial": list(map(_rounded, run.initial)),
+        "final": list(map(_rounded, run.final)),
+        "mean": list(map(_rounded, run.mean)),
+        "heldout": list(map(_rounded, run.heldout)),
+        "curve": [list(map(_rounded, thinned(curve))) for curve in run.curve],
+    }
+
+
+def from_json(record, num_seeds=None):
+    """The ``Run`` of a record, of its first optimizees; its curve as thinned as it is kept."""
+    return Run(*[_array(record[field])[:num_seeds] for field in Run._fields])
+
+
+def check_same_start(name, record, run):
+    """Whether a run is on the optimizees of the baselines.
+
+    Raises:
+        ValueError: it starts from other losses, so data, weights or the sample are others.
+    """
+    expected = from_json(record, len(run.initial)).initial
+    if not np.allclose(run.initial, expected, rtol=TOLERANCE, atol=0):
+        raise ValueError(
+            f"The baselines of suite problem {name!r} must be of the same optimizees. Expected: "
+            f"initial losses {expected.tolist()}. Received: {run.initial.tolist()}. Its data or "
+            "initial weights are others here, as with other versions of Python, scikit-learn or "
+            "Keras. Compute baselines of your own: bin/evaluate --suite=general "
+            "--tune_suite_baselines --suite_baselines=DIRECTORY"
+        )
+
+
+def _rounded(value):
+    return float(f"{value:.5g}") if value is not None and np.isfinite(value) else None
+
+
+def _array(values):
+    return np.array(json.loads(json.dumps(values)), dtype="float64")  # null becomes nan
