@@ -23,9 +23,9 @@ class Prodigy(hand_designed.HandDesignedRule):
         d_{k+1} = max(d_k, r_{k+1} / ‖s_{k+1}‖₁)
         θ_{k+1} = θ_k - γ_k d_k m_{k+1} / (√v_{k+1} + d_k ε)
 
-    The sums are over all tensors of the model. As in the authors' code, r and s are kept divided by
-    d_0², which leaves their ratio as it is and float32 in range. As there, the defaults have neither
-    a bias correction nor a safeguard for warm-up.
+    The sums are over all tensors of the model. As in the authors' code, r and s are kept divided
+    by d_0², which leaves their ratio as it is and float32 in range. As there by default, there is
+    neither a bias correction nor a safeguard for warm-up.
 
     Args:
         learning_rate: γ; the paper's is 1.
@@ -35,8 +35,8 @@ class Prodigy(hand_designed.HandDesignedRule):
             where the horizon is known.
         dtype, name: as of ``UpdateRule``.
 
-    State of a coordinate: ``(m, v, s, θ_k - θ_0)``, each ``[N]``; where else than by its own updates
-    parameters change, it does not see it. Of the model, in each tensor's column: ``(r, d, k)``.
+    State of a coordinate: ``(m, v, s, θ_k - θ_0)``, each ``[N]``; the last is the sum of its own
+    updates. Of the model, in each tensor's column: ``(r, d, k)``.
 
     >>> from l2l_tf import LearnedOptimizer
     >>> variable = tf.Variable([3.0])

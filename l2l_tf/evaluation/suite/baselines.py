@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from l2l_tf import paths
-from l2l_tf.evaluation.suite.contest import Contest, Run, thinned
+from l2l_tf.evaluation.suite.contest import Run, thinned
 from l2l_tf.evaluation.suite.contestants import CONTESTANTS, NUM_SEEDS, NUM_TUNING_SEEDS, tune
 from l2l_tf.files import json_file
 from l2l_tf.version import __version__

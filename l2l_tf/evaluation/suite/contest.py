@@ -101,4 +101,6 @@ class Contest:
 def thinned(curve):
     """A curve ``[T]`` as the means of 50 stretches of the same length, or of its points."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.array([part.mean() for part in np.array_split(curve, min(NUM_POINTS, len(curve)))])
+        return np.array(
+            [part.mean() for part in np.array_split(curve, min(NUM_POINTS, len(curve)))]
+        )

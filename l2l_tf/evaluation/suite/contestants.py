@@ -29,7 +29,7 @@ def _always(make, **kwargs):
     return lambda num_steps: make(**kwargs)
 
 
-_ADAM, _MOMENTUM = (0, 2, 4), (2, 4, 6)
+_ADAM, _RMSPROP, _MOMENTUM = (0, 2, 4, 6), (-1, 1, 3, 5), (2, 4, 6, 8)
 CONTESTANTS = {
     "adam": Contestant(_always(Adam), _ADAM, "Adam, tuned"),
     "adam_cosine": Contestant(
@@ -39,10 +39,8 @@ CONTESTANTS = {
     ),
     "adam_default": Contestant(_always(Adam), None, "Adam at Keras' default, 0.001"),
     "adamw": Contestant(_always(AdamW, weight_decay=0.01), _ADAM, "AdamW, decay 0.01, tuned"),
-    "nag": Contestant(
-        _always(Momentum, nesterov=True), _MOMENTUM, "Nesterov momentum, tuned"
-    ),
-    "rmsprop": Contestant(_always(RMSprop), (-2, 0, 2), "RMSprop, tuned"),
+    "nag": Contestant(_always(Momentum, nesterov=True), _MOMENTUM, "Nesterov momentum, tuned"),
+    "rmsprop": Contestant(_always(RMSprop), _RMSPROP, "RMSprop, tuned"),
     "prodigy": Contestant(_always(Prodigy), None, "Prodigy as published"),
     "prodigy_cosine": Contestant(
         lambda num_steps: Prodigy(num_steps=num_steps), None, "Prodigy with cosine decay"
@@ -110,4 +108,3 @@ def optimizer_of(name, record, num_steps):
     rule = CONTESTANTS[name].make(num_steps)
     rule.learning_rate.assign(record["learning_rate"])
     return rule
-

@@ -40,14 +40,9 @@ def evaluate_suite(
         FileNotFoundError: a problem of `names` has no data.
     """
     chosen = check_names(names)
-    arguments.integer("num_seeds", num_seeds, 1)
-    if num_seeds > NUM_SEEDS:
-        raise ValueError(
-            f"`num_seeds` must be {NUM_SEEDS} at most, which is what the baselines of the suite "
-            f"have. Received: num_seeds={num_seeds}"
-        )
+    check_num_seeds(num_seeds)
     arguments.boolean("verbose", verbose)
-    optimizers = named_optimizers(optimizers, CONTESTANTS)
+    optimizers = named(optimizers)
     store = Baselines(baselines)
     entries, left_out = [], {}
     for name in chosen:
@@ -79,6 +74,21 @@ def tune_baselines(names=None, *, baselines=None, data_dir=None, verbose=False):
             say = f"baselines of {name}: "
             store.complete(contest, lambda what, say=say: _say(verbose, say + what))
     return left_out
+
+
+def named(optimizers):
+    """Dict of name → optimizer, of what ``evaluate_suite`` takes; no baseline's name is in it."""
+    return named_optimizers(optimizers, CONTESTANTS)
+
+
+def check_num_seeds(num_seeds):
+    """Refuses more optimizees of a problem than the baselines have."""
+    arguments.integer("num_seeds", num_seeds, 1)
+    if num_seeds > NUM_SEEDS:
+        raise ValueError(
+            f"`num_seeds` must be {NUM_SEEDS} at most, which is what the baselines of the suite "
+            f"have. Received: num_seeds={num_seeds}"
+        )
 
 
 def check_names(names):

@@ -59,7 +59,7 @@ def _pixels(name):
 
 
 def burgers():
-    """u_t + u u_x = ν u_xx (Raissi et al. 2019), by an MLP 2-20-20-20-1 of points in time and space.
+    """u_t + u u_x = ν u_xx (Raissi et al. 2019), by an MLP 2-20-20-20-1 of points (x, t).
 
     On -1 ≤ x ≤ 1, 0 ≤ t ≤ 1, from u = -sin πx, and 0 at the borders, both of which hold by
     construction. The loss is the mean square of the residual; the metric, the error of u.

@@ -32,7 +32,7 @@ def image_denoising():
         back = layers.Conv2DTranspose(3, 4, 2, "same")(layers.Add()([back, half]))
         return keras.Model(x, layers.Add()([x, back]))
 
-    return SuiteProblem("image_denoising", build_model, "mse", train, heldout, 16, 800, **SQUARE)
+    return SuiteProblem("image_denoising", build_model, "mse", train, heldout, 16, 400, **SQUARE)
 
 
 def _with_noise(patches):
@@ -61,17 +61,23 @@ def image_superresolution():
         )
 
     return SuiteProblem(
-        "image_superresolution", build_model, "mae", train, heldout, 16, 800, **ABSOLUTE
+        "image_superresolution", build_model, "mae", train, heldout, 16, 500, **ABSOLUTE
     )
 
 
-def image_rotation():
-    """By how many quarters a patch is turned (Gidaris et al. 2018)."""
+def image_blur():
+    """By which of four squares a patch has been blurred, at a random contrast."""
 
-    def turned(patches):
-        x, _ = patches
-        turns = np.random.RandomState(len(x)).randint(0, 4, len(x))
-        return np.stack([np.rot90(patch, turn) for patch, turn in zip(x, turns)]), turns
+    def blurred(patches):
+        x, rng = patches[0], np.random.RandomState(len(patches[0]))
+        sizes = rng.randint(0, 4, len(x))
+        x = x * rng.uniform(0.5, 1, [len(x), 1, 1, 1])
+        kinds = []
+        for size in range(1, 5):
+            rows = np.mean([np.roll(x, shift, axis=1) for shift in range(size)], axis=0)
+            kinds.append(np.mean([np.roll(rows, shift, axis=2) for shift in range(size)], axis=0))
+        noise = 0.02 * rng.normal(size=x.shape)
+        return (np.choose(sizes[:, None, None, None], kinds) + noise).astype("float32"), sizes
 
     def build_model():
         hidden = []
@@ -84,9 +90,9 @@ def image_rotation():
         head = [layers.Flatten(), layers.Dense(4)]
         return keras.Sequential([keras.Input([SIZE, SIZE, 3]), *hidden, *head])
 
-    train, heldout = map(turned, _patches())
+    train, heldout = map(blurred, _patches())
     return SuiteProblem(
-        "image_rotation", build_model, _cross_entropy(), train, heldout, 32, 1000, **ACCURACY
+        "image_blur", build_model, _cross_entropy(), train, heldout, 32, 600, **ACCURACY
     )
 
 
@@ -107,7 +113,7 @@ def image_mixer():
         return keras.Model(x, layers.Dense(6)(layers.GlobalAveragePooling1D()(h)))
 
     return SuiteProblem(
-        "image_mixer", build_model, _cross_entropy(), *_patches(), 32, 1000, **ACCURACY
+        "image_mixer", build_model, _cross_entropy(), *_patches(), 32, 600, **ACCURACY
     )
 
 
@@ -129,7 +135,7 @@ def image_frozen():
         )
 
     return SuiteProblem(
-        "image_frozen", build_model, _cross_entropy(), *_patches(), 32, 1000, **ACCURACY
+        "image_frozen", build_model, _cross_entropy(), *_patches(), 32, 600, **ACCURACY
     )
 
 
@@ -172,7 +178,7 @@ def image_contrastive():
         train,
         heldout,
         batch_size=64,
-        num_steps=1000,
+        num_steps=500,
         metric=retrieval,
         metric_name="accuracy of retrieval",
         higher_is_better=True,
@@ -196,7 +202,7 @@ def image_vae():
 
     train, heldout = map(grey, _patches())
     return SuiteProblem(
-        "image_vae", build_model, reconstruction, train, heldout, 64, 2000, **SQUARE
+        "image_vae", build_model, reconstruction, train, heldout, 64, 1000, **SQUARE
     )
 
 
@@ -232,7 +238,7 @@ def mnist_28(data_dir=None):
         return keras.Sequential([keras.Input([28, 28, 1]), *first, layers.Dense(10)])
 
     return SuiteProblem(
-        "mnist_28", build_model, _cross_entropy(), train, heldout, 128, 2000, **ACCURACY
+        "mnist_28", build_model, _cross_entropy(), train, heldout, 128, 1000, **ACCURACY
     )
 
 

@@ -25,7 +25,7 @@ NAMES = {
     # images.py
     "image_denoising": "convolutional encoder-decoder on noisy patches",
     "image_superresolution": "sub-pixel convolutions, absolute error",
-    "image_rotation": "convolutions with batch normalization: how a patch is turned",
+    "image_blur": "convolutions with batch normalization: how far a patch is blurred",
     "image_mixer": "MLP-mixer: where a patch comes from",
     "image_frozen": "a head on frozen convolutions: where a patch comes from",
     "image_contrastive": "contrastive embeddings of two views",

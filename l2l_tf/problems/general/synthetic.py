@@ -106,13 +106,13 @@ def point_sets():
 
 
 def spirals():
-    """Two spirals of two turns with noise, by an MLP 2-16-16-1."""
+    """Two spirals of one turn and a quarter with noise, by an MLP 2-16-16-1."""
     rng, num_examples = np.random.RandomState(7), 2048
     y = rng.randint(0, 2, num_examples)
     radius = np.sqrt(rng.uniform(0.02, 1, num_examples))
-    angle = 4 * np.pi * radius + np.pi * y
+    angle = 2.5 * np.pi * radius + np.pi * y
     x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    x += 0.03 * rng.normal(size=x.shape)
+    x += 0.06 * rng.normal(size=x.shape)
     train, heldout = split(x.astype("float32"), y.astype("float32")[:, None])
 
     def build_model():

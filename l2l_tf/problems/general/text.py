@@ -25,7 +25,7 @@ def text_gru():
             ]
         )
 
-    return _language_model("text_gru", build_model, _characters(), 24, 32, 1000)
+    return _language_model("text_gru", build_model, _characters(), 24, 32, 500)
 
 
 def text_lstm():
@@ -41,7 +41,7 @@ def text_lstm():
             ]
         )
 
-    return _language_model("text_lstm", build_model, _words(1000), 12, 16, 1000)
+    return _language_model("text_lstm", build_model, _words(1000), 12, 16, 500)
 
 
 def text_transformer():
@@ -58,7 +58,7 @@ def text_transformer():
             h += layers.Dense(96)(layers.Dense(384, "gelu")(normal))
         return keras.Model(tokens, layers.Dense(NUM_CHARACTERS)(layers.LayerNormalization()(h)))
 
-    return _language_model("text_transformer", build_model, _characters(), 32, 8, 1000)
+    return _language_model("text_transformer", build_model, _characters(), 32, 8, 400)
 
 
 class Positions(layers.Layer):
@@ -123,7 +123,7 @@ def text_cbow():
         (x[:cut], y[:cut]),
         (x[rows], y[rows]),
         batch_size=64,
-        num_steps=1000,
+        num_steps=500,
         **ENTROPY,
     )
 
