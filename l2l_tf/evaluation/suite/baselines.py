@@ -14,7 +14,7 @@ import tensorflow as tf
 from l2l_tf import paths
 from l2l_tf.evaluation.suite.contest import Run, thinned
 from l2l_tf.evaluation.suite.contestants import CONTESTANTS, NUM_SEEDS, NUM_TUNING_SEEDS, tune
-from l2l_tf.files import json_file
+from l2l_tf.files import atomic, json_file
 from l2l_tf.version import __version__
 
 FORMAT_VERSION = 1
@@ -68,7 +68,7 @@ class Baselines:
             }
             content["contestants"][contestant] = record
             os.makedirs(self.directory, exist_ok=True)
-            json_file.write(content, self._path(name))
+            atomic.write(_text(content).encode(), self._path(name))
 
     def _content(self, name):
         path = self._path(name)
@@ -100,20 +100,32 @@ def _record(name, contest):
     }
 
 
+def _text(content):
+    """JSON with a line for each contestant."""
+    head = {key: value for key, value in content.items() if key != "contestants"}
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+    records = content["contestants"].items()
+    records = [f"{json.dumps(key)}: {json.dumps(record)}" for key, record in records]
+    return "\n".join(["{", *lines, '"contestants": {', ",\n".join(records), "}", "}", ""])
+
+
 def to_json(run):
-    """A ``Run`` for a file: its curve thinned to 50 points, null where it is not finite."""
+    """A ``Run`` for a file, null where it is not finite; of its curves, 50 points of their mean."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        curve = thinned(run.curve.mean(axis=0))
     return {
         "initial": list(map(_rounded, run.initial)),
         "final": list(map(_rounded, run.final)),
         "mean": list(map(_rounded, run.mean)),
         "heldout": list(map(_rounded, run.heldout)),
-        "curve": [list(map(_rounded, thinned(curve))) for curve in run.curve],
+        "curve": list(map(_rounded, curve)),
     }
 
 
 def from_json(record, num_seeds=None):
-    """The ``Run`` of a record, of its first optimizees; its curve as thinned as it is kept."""
-    return Run(*[_array(record[field])[:num_seeds] for field in Run._fields])
+    """The ``Run`` of a record, of its first optimizees; its curve is of all: ``[1, 50]``."""
+    fields = [np.array(record[f], "float64") for f in Run._fields]  # null becomes nan
+    return Run(*[values[:num_seeds] for values in fields[:-1]], curve=fields[-1][None])
 
 
 def check_same_start(name, record, run):
@@ -135,7 +147,3 @@ def check_same_start(name, record, run):
 
 def _rounded(value):
     return float(f"{value:.5g}") if value is not None and np.isfinite(value) else None
-
-
-def _array(values):
-    return np.array(json.loads(json.dumps(values)), dtype="float64")  # null becomes nan
