@@ -128,17 +128,17 @@ def from_json(record, num_seeds=None):
     return Run(*[values[:num_seeds] for values in fields[:-1]], curve=fields[-1][None])
 
 
-def check_same_start(name, record, run):
-    """Whether a run is on the optimizees of the baselines.
+def check_same_start(name, record, initial):
+    """Whether optimizees with these initial losses ``[S]`` are those of the baselines.
 
     Raises:
-        ValueError: it starts from other losses, so data, weights or the sample are others.
+        ValueError: they start from other losses, so data, weights or the sample are others.
     """
-    expected = from_json(record, len(run.initial)).initial
-    if not np.allclose(run.initial, expected, rtol=TOLERANCE, atol=0):
+    expected = from_json(record, len(initial)).initial
+    if not np.allclose(initial, expected, rtol=TOLERANCE, atol=0):
         raise ValueError(
             f"The baselines of suite problem {name!r} must be of the same optimizees. Expected: "
-            f"initial losses {expected.tolist()}. Received: {run.initial.tolist()}. Its data or "
+            f"initial losses {expected.tolist()}. Received: {initial.tolist()}. Its data or "
             "initial weights are others here, as with other versions of Python, scikit-learn or "
             "Keras. Compute baselines of your own: bin/evaluate --suite=general "
             "--tune_suite_baselines --suite_baselines=DIRECTORY"

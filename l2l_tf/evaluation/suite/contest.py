@@ -50,7 +50,7 @@ class Contest:
 
     def runner(self, optimizer):
         """A runner of an ``UpdateRule`` or a Keras optimizer; see ``runners.runner``."""
-        if hasattr(optimizer, "parts"):
+        if isinstance(optimizer, base.UpdateRule):
             base.parts_of(optimizer, self.problem.layout)  # refuses a layout that it cannot take
         return self._arena.runner(optimizer)
 

@@ -118,10 +118,10 @@ def _leave_out(name, names, left_out, error, why):
 
 def _entry(contest, optimizers, records, num_seeds, verbose):
     name, runs = contest.suite_problem.name, {}
+    check_same_start(name, records["adam"], contest.initial(num_seeds))
     for rule, optimizer in optimizers.items():
         _say(verbose, f"{name}: {rule}")
         runs[rule] = contest.run(contest.runner(optimizer), num_seeds)
-        check_same_start(name, records["adam"], runs[rule])
     seconds = contest.seconds_per_step({"adam": Adam(), **optimizers})
     return Entry(
         name=name,
