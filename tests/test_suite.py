@@ -1,6 +1,7 @@
 """The general suite: its problems, baselines, arithmetic, and report."""
 
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from l2l_tf import update_rules
 from l2l_tf.evaluation.suite import baselines as baselines_lib
-from l2l_tf.evaluation.suite import contestants, evaluate_suite, summary
+from l2l_tf.evaluation.suite import contestants, evaluate_suite, standing, summary
 from l2l_tf.evaluation.suite.baselines import Baselines
 from l2l_tf.evaluation.suite.contest import Contest, Run, thinned
 from l2l_tf.evaluation.suite.report import Entry, SuiteResult
@@ -297,6 +298,60 @@ def test_a_suite_from_tuning_to_report(tiny, tmp_path):
     assert entry.baselines["adam"].final.shape == (2,)
     with pytest.raises(ValueError, match="`num_seeds` must be 2 at most"):
         evaluate_suite.evaluate_suite(rules, ["graph"], 3, baselines=directory)
+
+
+def test_of_all_problems_those_of_other_data_are_left_out(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(general, "NAMES", {"graph": ""})
+    evaluate_suite.tune_baselines(baselines=tmp_path)
+    content = json.loads((tmp_path / "graph.json").read_text())
+    content["contestants"]["adam"]["initial"][0] *= 1.01
+    (tmp_path / "graph.json").write_text(json.dumps(content))
+    result = evaluate_suite.evaluate_suite([update_rules.SGD()], None, 2, baselines=tmp_path)
+    assert not result.entries and "same optimizees" in result.left_out["graph"]
+    assert "same optimizees" in result.table()
+    with pytest.raises(ValueError, match="same optimizees"):
+        evaluate_suite.evaluate_suite([update_rules.SGD()], ["graph"], 2, baselines=tmp_path)
+
+
+def test_the_baselines_that_come_along_are_whole():
+    store = Baselines()
+    for name in general.NAMES:
+        content = store.content(name)
+        assert not store.missing(name), name
+        assert content["num_steps"] >= 400 and content["problem"] == name
+        for contestant, record in content["contestants"].items():
+            run = baselines_lib.from_json(record)
+            assert len(run.final) == 3 and run.curve.shape == (1, 50)
+            assert np.isfinite(run.initial).all()
+            assert (record["grid"] is not None) == (
+                contestants.CONTESTANTS[contestant].start is not None
+            )
+            if record["grid"]:
+                rates, losses = zip(*record["grid"])
+                losses = [np.inf if loss is None else loss for loss in losses]
+                best = int(np.argmin(losses))
+                assert 0 < best < len(rates) - 1, (name, contestant)
+                assert record["learning_rate"] == pytest.approx(rates[best], rel=1e-4)
+                for other in (rates[best - 1], rates[best + 1]):
+                    ratio = max(other, rates[best]) / min(other, rates[best])
+                    assert ratio == pytest.approx(2, rel=1e-4)
+                assert not summary.diverged(run).all(), (name, contestant)
+
+
+def test_the_documentation_has_every_problem():
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "suite.md").read_text()
+    for name in general.NAMES:
+        assert f"| {name} |" in text
+
+
+def test_the_standing_is_of_files_alone(tiny, tmp_path, monkeypatch):
+    store = Baselines(tmp_path)
+    assert standing.standing(store, ["graph"]) == "No problem has all baselines."
+    evaluate_suite.tune_baselines(["graph"], baselines=tmp_path)
+    monkeypatch.setattr(standing, "CONTESTANTS", tiny)
+    table = standing.standing(store, ["graph", "spirals"])
+    assert "| graph | 676 | 20 | 24 |" in table and "Without baselines: spirals." in table
+    assert "| Adam at Keras' default, 0.001 | 0 | 0 | 1 |" in table
 
 
 def test_what_is_not_there_is_named(tiny, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ class Baselines:
         Raises:
             ValueError: the file is damaged, or of a newer version.
         """
-        return self._content(name)["contestants"]
+        return self.content(name)["contestants"]
 
     def missing(self, name):
         """The contestants that have no record on a problem."""
@@ -58,7 +58,7 @@ class Baselines:
         for contestant in self.missing(name):
             progress(contestant)
             record = _record(contestant, contest)
-            content = self._content(name)  # anew: another process may have written meanwhile
+            content = self.content(name)  # anew: another process may have written meanwhile
             content |= {
                 "num_steps": num_steps,
                 "batch_size": contest.suite_problem.batch_size,
@@ -70,7 +70,8 @@ class Baselines:
             os.makedirs(self.directory, exist_ok=True)
             atomic.write(_text(content).encode(), self._path(name))
 
-    def _content(self, name):
+    def content(self, name):
+        """All that the file of a problem has; of none, a content without records."""
         path = self._path(name)
         try:
             with open(path) as file:

@@ -24,8 +24,8 @@ def evaluate_suite(
 
     Args:
         optimizers: as of ``l2l_tf.evaluate``.
-        names: of suite problems; None takes all, leaving out by name those that have no data or no
-            baselines here.
+        names: of suite problems; None takes all, leaving out by name those that have no data here,
+            or no baselines of these.
         num_seeds: optimizees of each problem, 3 at most: those that the baselines have.
         baselines: directory of the baselines; None takes those that come with the package.
         data_dir: directory of TensorFlow Datasets, for MNIST.
@@ -52,8 +52,15 @@ def evaluate_suite(
             _leave_out(name, names, left_out, ValueError(f"{why}. To compute them: {COMMAND}"), why)
             continue
         contest = _contest(name, data_dir, names, left_out)
-        if contest is not None:
-            entries.append(_entry(contest, optimizers, store.read(name), num_seeds, verbose))
+        if contest is None:
+            continue
+        records = store.read(name)
+        try:
+            check_same_start(name, records["adam"], contest.initial(num_seeds))
+        except ValueError as error:
+            _leave_out(name, names, left_out, error, str(error))
+            continue
+        entries.append(_entry(contest, optimizers, records, num_seeds, verbose))
     return SuiteResult(list(optimizers), num_seeds, entries, left_out)
 
 
@@ -118,7 +125,6 @@ def _leave_out(name, names, left_out, error, why):
 
 def _entry(contest, optimizers, records, num_seeds, verbose):
     name, runs = contest.suite_problem.name, {}
-    check_same_start(name, records["adam"], contest.initial(num_seeds))
     for rule, optimizer in optimizers.items():
         _say(verbose, f"{name}: {rule}")
         runs[rule] = contest.run(contest.runner(optimizer), num_seeds)

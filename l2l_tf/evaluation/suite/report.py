@@ -164,20 +164,20 @@ class SuiteResult:
         }
 
     def _of_rule(self, rule):
-        header = ["problem", "steps", "final loss", *COLUMNS, "mean over the curve"]
+        header = ["problem", "steps", "final loss", *COLUMNS, "mean, tuned Adam"]
         header += ["held out (tuned Adam)", "steps to tuned Adam", "time to it", "diverged"]
-        rows = [header, ["---"] * len(header)]
+        rows = [header]
         rows += [self._row(entry, rule) for entry in self.entries]
         head = ["against", "wins", "ties", "losses", "geometric mean", "median", "worst"]
         head += ["at or below"]
-        overall = [head, ["---"] * len(head)]
+        overall = [head]
         for contestant, (_, _, what) in CONTESTANTS.items():
             s = self.summary(rule, contestant)
             name, ratio = s.worst
-            cells = [s.wins, s.ties, s.losses, _number(s.geometric_mean), _number(s.median)]
-            cells += [f"{_number(ratio)} ({name})", f"{s.share_at_or_below:.0%}"]
+            cells = [s.wins, s.ties, s.losses, number(s.geometric_mean), number(s.median)]
+            cells += [f"{number(ratio)} ({name})", f"{s.share_at_or_below:.0%}"]
             overall.append([what, *map(str, cells)])
-        lines = [f"## {rule}", "", *map(_line, rows), "", *map(_line, overall), ""]
+        lines = [f"## {rule}", "", markdown(rows), "", markdown(overall), ""]
         diverged = [f"{name} ({n} of {self.num_seeds})" for name, n in self.diverged(rule).items()]
         lines.append(f"Diverged: {', '.join(diverged) or 'none'}.")
         heldout = self.heldout(rule)
@@ -190,11 +190,11 @@ class SuiteResult:
     def _row(self, entry, rule):
         run = entry.runs[rule]
         ratios = [entry.comparison(rule, c) for c in COLUMNS.values()]
-        cells = [entry.name, str(entry.num_steps), _number(run.final.mean())]
-        cells += [_number(ratio.final) for ratio in ratios]
-        cells.append(_number(ratios[0].mean))
+        cells = [entry.name, str(entry.num_steps), number(run.final.mean())]
+        cells += [number(ratio.final) for ratio in ratios]
+        cells.append(number(ratios[0].mean))
         theirs = entry.baselines["adam"].heldout.mean()
-        metric = f"{entry.metric_name} {_number(run.heldout.mean())} ({_number(theirs)})"
+        metric = f"{entry.metric_name} {number(run.heldout.mean())} ({number(theirs)})"
         cells.append(metric + (" **worse**" if entry.heldout(rule) == "worse" else ""))
         steps = entry.steps_to_adam(rule)
         cells.append("not reached" if steps is None else f"{steps / entry.num_steps:.0%}")
@@ -233,8 +233,9 @@ class SuiteResult:
 
 
 _NOTES = (
-    "Ratios of final losses, a rule's to a baseline's: below 1 is better. Geometric means over "
-    "seeds of losses of one sample of the training data, at the parameters that are handed out; "
+    "Ratios of final losses, a rule's to a baseline's (and of means over the curve): below 1 is "
+    "better. Geometric means over seeds, of the loss of one sample of the training data, at the "
+    "parameters that are handed out; "
     f"each is at least {summary.FLOOR} of the initial loss, and of what diverged it is the initial "
     "loss. A tie is within 2 %; a rule that diverges on a seed has lost. Steps and time to the "
     "minibatch loss that tuned Adam ends with, of its steps and time; losses as running means over "
@@ -247,11 +248,14 @@ def _of_summary(of):
     return {**of._asdict(), "worst": {"problem": name, "ratio": ratio}}
 
 
-def _number(value):
+def number(value):
+    """Three digits, or what is to be said of a number that is not finite."""
     if not np.isfinite(value):
         return "not finite"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.1e}"
 
 
-def _line(cells):
-    return f"| {' | '.join(cells)} |"
+def markdown(rows):
+    """A table of lists of cells, the first of which are the header."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
