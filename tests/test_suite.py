@@ -51,6 +51,12 @@ def test_the_list_is_of_functions_of_these_names():
         general.get("grap")
 
 
+def test_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("l2l_tf.problems.tfds_images.is_online", lambda: True)
+    with pytest.raises(FileNotFoundError, match="'mnist'.*not fetched here"):
+        general.get("mnist_28", tmp_path)
+
+
 def test_what_is_measured():
     """The final loss is after the last update, and of the sample; so is the first."""
     problem = few_steps("graph", 5)

@@ -53,8 +53,8 @@ def standing(store, names):
     parts = [markdown(rows), markdown(overall)]
     left_out = [name for name in names if name not in complete]
     parts.append(
-        "Ratios of final losses to tuned Adam's (its learning rate), below 1 is better; *: diverged on "
-        "a seed."
+        "Ratios of final losses to tuned Adam's (its rate): below 1 is better; *: diverged on a "
+        "seed."
     )
     return "\n\n".join(parts + ([f"Without baselines: {', '.join(left_out)}."] if left_out else []))
 

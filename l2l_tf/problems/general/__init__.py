@@ -4,10 +4,18 @@ Other data and other architectures: ``names.NAMES`` lists them. Nothing is downl
 with scikit-learn and Python, or are drawn; MNIST is taken where TensorFlow Datasets has it already.
 """
 
-from l2l_tf.problems.general import functions_of_space, graphs, images, synthetic, tabular, text
+from l2l_tf.problems.general import (
+    functions_of_space,
+    graphs,
+    images,
+    representations,
+    synthetic,
+    tabular,
+    text,
+)
 from l2l_tf.problems.general.names import NAMES, READ_FROM_TFDS
 
-_MODULES = tabular, synthetic, text, images, functions_of_space, graphs
+_MODULES = tabular, synthetic, text, images, representations, functions_of_space, graphs
 
 
 def get(name, data_dir=None):

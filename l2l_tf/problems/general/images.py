@@ -1,11 +1,9 @@
-"""Problems on patches of the two photographs that come with scikit-learn."""
-
-import functools
+"""Problems of images: patches of photographs, and MNIST."""
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from l2l_tf.problems.general.patches import SIZE, patches
 from l2l_tf.problems.general.suite_problem import (
     ABSOLUTE,
     ACCURACY,
@@ -15,13 +13,11 @@ from l2l_tf.problems.general.suite_problem import (
 from l2l_tf.problems.tfds_images import load_tfds
 
 layers = keras.layers
-SIZE, NUM_PATCHES, NUM_HELDOUT = 32, 4096, 512
-SHARE = 0.75  # of the photographs' width, that patches to train on are from
 
 
 def image_denoising():
     """Patches with noise of 0.1: strided convolutions and back, added to the input."""
-    train, heldout = [(noisy, x) for x, noisy, _ in map(_with_noise, _patches())]
+    train, heldout = [(noisy, x) for x, noisy, _ in map(_with_noise, patches())]
 
     def build_model():
         x = keras.Input([SIZE, SIZE, 3])
@@ -35,8 +31,8 @@ def image_denoising():
     return SuiteProblem("image_denoising", build_model, "mse", train, heldout, 16, 400, **SQUARE)
 
 
-def _with_noise(patches):
-    x, places = patches
+def _with_noise(side):
+    x, places = side
     noise = np.random.RandomState(len(x)).normal(size=x.shape)
     return x, (x + 0.1 * noise).astype("float32"), places
 
@@ -45,7 +41,7 @@ def image_superresolution():
     """From 16×16 to 32×32 by sub-pixel convolutions (Shi et al. 2016), absolute error."""
     train, heldout = [
         (x.reshape(len(x), SIZE // 2, 2, SIZE // 2, 2, 3).mean(axis=(2, 4)), x)
-        for x, _ in _patches()
+        for x, _ in patches()
     ]
 
     def build_model():
@@ -68,8 +64,8 @@ def image_superresolution():
 def image_blur():
     """By which of four squares a patch has been blurred, at a random contrast."""
 
-    def blurred(patches):
-        x, rng = patches[0], np.random.RandomState(len(patches[0]))
+    def blurred(side):
+        x, rng = side[0], np.random.RandomState(len(side[0]))
         sizes = rng.randint(0, 4, len(x))
         x = x * rng.uniform(0.5, 1, [len(x), 1, 1, 1])
         kinds = []
@@ -90,7 +86,7 @@ def image_blur():
         head = [layers.Flatten(), layers.Dense(4)]
         return keras.Sequential([keras.Input([SIZE, SIZE, 3]), *hidden, *head])
 
-    train, heldout = map(blurred, _patches())
+    train, heldout = map(blurred, patches())
     return SuiteProblem(
         "image_blur", build_model, _cross_entropy(), train, heldout, 32, 600, **ACCURACY
     )
@@ -113,7 +109,7 @@ def image_mixer():
         return keras.Model(x, layers.Dense(6)(layers.GlobalAveragePooling1D()(h)))
 
     return SuiteProblem(
-        "image_mixer", build_model, _cross_entropy(), *_patches(), 32, 600, **ACCURACY
+        "image_mixer", build_model, _cross_entropy(), *patches(), 32, 600, **ACCURACY
     )
 
 
@@ -135,102 +131,15 @@ def image_frozen():
         )
 
     return SuiteProblem(
-        "image_frozen", build_model, _cross_entropy(), *_patches(), 32, 600, **ACCURACY
+        "image_frozen", build_model, _cross_entropy(), *patches(), 32, 600, **ACCURACY
     )
-
-
-def image_contrastive():
-    """Two views of a place, with a shift and another brightness: InfoNCE in batches of 64."""
-
-    def views(patches):
-        x, rng = patches[0], np.random.RandomState(len(patches[0]))
-        pairs = np.empty([len(x), 2, 12, 12, 3], "float32")
-        for pair, patch in zip(pairs, x):
-            for view in range(2):
-                top, left = rng.randint(6, 14, 2)
-                crop = patch[top : top + 12, left : left + 12]
-                pair[view] = crop * rng.uniform(0.7, 1.3) + rng.uniform(-0.1, 0.1)
-        return pairs, np.zeros(len(x), "int32")
-
-    def build_model():
-        x = keras.Input([2, 12, 12, 3])
-        h = layers.Dense(64, "relu")(layers.Reshape([2, 432])(x))
-        return keras.Model(x, layers.UnitNormalization()(layers.Dense(32)(h)))
-
-    def logits(embedded):
-        return tf.matmul(embedded[:, 0], embedded[:, 1], transpose_b=True) / 0.2
-
-    def loss(y_true, y_pred):
-        similar = logits(y_pred)
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(
-            tf.range(tf.shape(similar)[0]), similar
-        )
-
-    def retrieval(outputs, y):
-        batches = np.split(outputs, len(outputs) // 64)
-        return np.mean([logits(b).numpy().argmax(axis=1) == np.arange(64) for b in batches])
-
-    train, heldout = map(views, _patches())
-    return SuiteProblem(
-        "image_contrastive",
-        build_model,
-        loss,
-        train,
-        heldout,
-        batch_size=64,
-        num_steps=500,
-        metric=retrieval,
-        metric_name="accuracy of retrieval",
-        higher_is_better=True,
-    )
-
-
-def image_vae():
-    """Grey patches of 12×12, eight latents; the reconstruction has a variance of 0.05."""
-
-    def grey(patches):
-        x = patches[0][:, 10:22, 10:22].mean(axis=-1).reshape(-1, 144)
-        return x, x
-
-    def build_model():
-        x = keras.Input([144])
-        latent = Latent()(layers.Dense(16)(layers.Dense(64, "silu")(x)))
-        return keras.Model(x, layers.Dense(144)(layers.Dense(64, "silu")(latent)))
-
-    def reconstruction(y_true, y_pred):
-        return tf.reduce_sum((tf.cast(y_true, y_pred.dtype) - y_pred) ** 2, axis=-1) / (2 * 0.05)
-
-    train, heldout = map(grey, _patches())
-    return SuiteProblem(
-        "image_vae", build_model, reconstruction, train, heldout, 64, 1000, **SQUARE
-    )
-
-
-class Latent(layers.Layer):
-    """A draw from N(μ, σ²), in training; adds the divergence from N(0, 1) to the loss."""
-
-    def __init__(self):
-        super().__init__()
-        self.seeds = keras.random.SeedGenerator(0)
-
-    def call(self, moments, training=False):
-        mean, log_variance = tf.split(moments, 2, axis=-1)
-        divergence = tf.exp(log_variance) + mean**2 - 1 - log_variance
-        self.add_loss(0.5 * tf.reduce_mean(tf.reduce_sum(divergence, axis=-1)))
-        if not training:
-            return mean
-        noise = keras.random.normal(tf.shape(mean), seed=self.seeds)
-        return mean + tf.exp(0.5 * log_variance) * noise
-
-    def compute_output_shape(self, shape):
-        return (*shape[:-1], shape[-1] // 2)
 
 
 def mnist_28(data_dir=None):
     """The paper's MLP 784-20-10 with sigmoids on MNIST at its full size."""
     train, heldout = [
         tuple(leaf.numpy() for leaf in next(iter(data.batch(60000))))
-        for data in load_tfds("mnist", ["train", "test"], data_dir)
+        for data in load_tfds("mnist", ["train", "test"], data_dir, may_fetch=False)
     ]
 
     def build_model():
@@ -244,32 +153,3 @@ def mnist_28(data_dir=None):
 
 def _cross_entropy():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-@functools.cache
-def _patches():
-    """``(patches, places)`` to train on and held out, from other parts of the photographs.
-
-    Patches are of -1 to 1; a place is one of six: which photograph, and which third of its height.
-    """
-    import sklearn.datasets
-
-    images = [sklearn.datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
-    sides = []
-    for seed, number in enumerate((NUM_PATCHES, NUM_HELDOUT)):
-        rng = np.random.RandomState(seed)
-        height, width, _ = images[0].shape
-        border = int(SHARE * width)
-        first, last = ((0, border), (border, width))[seed]
-        of_image = rng.randint(0, 2, number)
-        tops = rng.randint(0, height - SIZE + 1, number)
-        lefts = rng.randint(first, last - SIZE + 1, number)
-        patches = np.stack(
-            [
-                images[i][top : top + SIZE, left : left + SIZE]
-                for i, top, left in zip(of_image, tops, lefts)
-            ]
-        )
-        places = 3 * of_image + (tops * 3) // (height - SIZE + 1)
-        sides.append((patches.astype("float32") / 127.5 - 1, places))
-    return tuple(sides)

@@ -28,9 +28,10 @@ NAMES = {
     "image_blur": "convolutions with batch normalization: how far a patch is blurred",
     "image_mixer": "MLP-mixer: where a patch comes from",
     "image_frozen": "a head on frozen convolutions: where a patch comes from",
+    "mnist_28": "MNIST at 28×28, MLP 784-20-10 with sigmoids; from TensorFlow Datasets",
+    # representations.py
     "image_contrastive": "contrastive embeddings of two views",
     "image_vae": "variational autoencoder of patches",
-    "mnist_28": "MNIST at 28×28, MLP 784-20-10 with sigmoids; from TensorFlow Datasets",
     # functions_of_space.py
     "image_siren": "a net of sines that is an image",
     "image_fourier": "a net on Fourier features that is an image",
