@@ -30,8 +30,9 @@ def load_tfds(name, splits, data_dir, may_fetch=True):
     if not builder.is_prepared() and not (may_fetch and is_online()):
         why = "and no network to fetch it" if may_fetch else "and it is not fetched here"
         raise FileNotFoundError(
-            f"No dataset '{name}' in data_dir={str(builder.data_dir_root)!r}, {why}. Expected {str(builder.data_path)!r}, as prepared by TFDS. On a machine "
-            f"with a network: tfds build {name} --data_dir=DIR; then pass that DIR as data_dir."
+            f"No dataset '{name}' in data_dir={str(builder.data_dir_root)!r}, {why}. "
+            f"Expected {str(builder.data_path)!r}, as prepared by TFDS. On a machine with a "
+            f"network: tfds build {name} --data_dir=DIR; then pass that DIR as data_dir."
         )
     # The data are read once, into memory: another copy in TFDS' cache would be of no use.
     once = tfds.ReadConfig(try_autocache=False)
