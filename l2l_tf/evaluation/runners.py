@@ -63,7 +63,8 @@ class _Unroll:
             num_steps=num_losses - 1,  # the last loss needs no update after it
             record=False,
         )
-        # An unroll stops where a loss or a gradient is not finite; `fit` would go on from there.
+        # Where a loss or a gradient is not finite, an unroll stops and repeats the last loss. Here
+        # that is a divergence.
         runs, nan = trajectory.runs, tf.constant(np.nan, parameters.dtype)
         steps = tf.range(num_losses)[:, None]
         is_after = ~runs.running & (steps > runs.stopped_at)  # [T, M]

@@ -101,10 +101,3 @@ def tune(rule, contest, start):
         [UNIT * 2.0**exponent, loss if np.isfinite(loss) else None]
         for exponent, loss in sorted(scores.items())
     ]
-
-
-def optimizer_of(name, record, num_steps):
-    """The rule of a contestant, at the learning rate of its record."""
-    rule = CONTESTANTS[name].make(num_steps)
-    rule.learning_rate.assign(record["learning_rate"])
-    return rule
