@@ -19,6 +19,7 @@ setup(
     packages=find_packages(include=["l2l_tf", "l2l_tf.*"]),
     package_data={
         "l2l_tf": [
+            "evaluation/suite/baselines/*.json",
             "pretrained/*/*",
             "pretrained/*/variables/*",
             "problems/images/*",

@@ -22,6 +22,8 @@ def _read(*path):
 
 
 PROBLEMS = _read("problems", "names.py")["HELP"]
+_SUITE = _read("problems", "general", "names.py")
+SUITE_NAMES, SUITE_PROBLEMS = list(_SUITE["NAMES"]), _SUITE["HELP"]
 _REGISTRY = _read("update_rules", "registry.py")
 RULES, CONV_RULES = _REGISTRY["RULES"], _REGISTRY["CONV_RULES"]
 RULES_HELP = _REGISTRY["help_on"](RULES)

@@ -13,6 +13,7 @@ DRIVER = pathlib.Path(__file__).parent / "flags_of_a_script.py"
 
 LONG = str(10**30)
 STYLE = ("--problem=neural_style",)
+SUITE = ("--suite=general", "--tune_suite_baselines")
 
 
 def count(minimum=1):
@@ -98,6 +99,10 @@ WRONG = {
         "output_dir": ["", "notes", "notes/below"],
         "problem": PROBLEM,
         "seed": SEED,
+        "suite": ["", "special", ("general", "--problem=quadratic")],
+        "suite_baselines": ["", "x", ("", *SUITE), ("notes/below", "--suite=general")],
+        "suite_problems": ["", "graphs", "graph,graph", ",", "graph"],
+        "tune_suite_baselines": ["maybe", "true", ("true", "--suite=general")],
     },
     "pretrained": {
         "add": ["", "mine", ("../mine", "--run=x")],

@@ -53,6 +53,7 @@ ALLOWED = {
         "problems",
         "saving",
         "update_rules",
+        "version",
     },
 }
 

@@ -74,7 +74,7 @@ def evaluate(
         num_tuning_seeds = max(num_seeds, 1024) if problem.vectorized else num_seeds
     arguments.integer("num_tuning_seeds", num_tuning_seeds, 1)
     baselines_lib.check_names(baselines)
-    contestants = _contestants(optimizers, baselines)
+    contestants = named_optimizers(optimizers, baselines)
     for optimizer in contestants.values():
         if isinstance(optimizer, UpdateRule):
             base.parts_of(optimizer, problem.layout)  # refuses a layout that it cannot take
@@ -118,8 +118,13 @@ def evaluate(
     return result
 
 
-def _contestants(optimizers, baselines):
-    """Dict of name → update rule or Keras optimizer."""
+def named_optimizers(optimizers, baselines=()):
+    """Dict of name → update rule or Keras optimizer.
+
+    Args:
+        optimizers: as of ``evaluate``.
+        baselines: names that theirs must differ from.
+    """
     if not isinstance(optimizers, dict):
         arguments.instance(
             "optimizers", optimizers, (list, tuple), "a dict of name → optimizer, or a list"

@@ -53,6 +53,11 @@ class Arena:
         losses, parameters = map(np.concatenate, zip(*runs))
         return losses.astype("float64"), parameters
 
+    def initial_parameters(self, purpose, num_seeds):
+        """What each episode starts from, ``[num_seeds, N]``."""
+        episodes = self._episodes(purpose, num_seeds)
+        return np.concatenate([episode["parameters"].numpy() for episode in episodes])
+
     def first_batches(self, purpose, num_seeds):
         """The batch of the first step of each episode."""
         batches = []

@@ -214,8 +214,10 @@ def _is_result(path):
             content = json.load(file)
     except (OSError, ValueError, RecursionError):
         return False
-    keys = {"problem", "num_steps", "num_seeds", "optimizers"}
-    return isinstance(content, dict) and keys <= set(content)
+    of_one = {"problem", "num_steps", "num_seeds", "optimizers"}
+    of_suite = {"suite", "num_seeds", "rules", "problems"}
+    is_ours = isinstance(content, dict) and (of_one <= set(content) or of_suite <= set(content))
+    return is_ours
 
 
 def _rate(optimizer):

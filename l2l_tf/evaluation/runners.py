@@ -21,8 +21,9 @@ def runner(optimizer, problem):
     Returns:
         An object with two methods, both of an element of ``episodes``: ``prepare(episode)``, to be
         called first, and ``run(episode)``, which returns the losses ``[M, T]``, each before its
-        step's update, and the parameters of the last ones ``[M, N]``. An update rule's weights may
-        change between calls.
+        step's update, and the parameters of the last ones ``[M, N]``, or what an update rule hands
+        out for these. Where a loss or a gradient is not finite, nor is what comes after. An update
+        rule's weights may change between calls.
     """
     if not isinstance(optimizer, UpdateRule):
         return _InPlace(lambda: fresh_copy(optimizer), problem)
@@ -62,7 +63,22 @@ class _Unroll:
             num_steps=num_losses - 1,  # the last loss needs no update after it
             record=False,
         )
-        return tf.transpose(trajectory.losses), trajectory.parameters
+        # Where a loss or a gradient is not finite, an unroll stops and repeats the last loss. Here
+        # that is a divergence.
+        runs, nan = trajectory.runs, tf.constant(np.nan, parameters.dtype)
+        steps = tf.range(num_losses)[:, None]
+        is_after = ~runs.running & (steps > runs.stopped_at)  # [T, M]
+        losses = tf.where(is_after, nan, trajectory.losses)
+        is_there = runs.running | (runs.stopped_at == num_losses - 1)
+        final = tf.where(is_there[:, None], self._final_parameters(trajectory), nan)
+        return tf.transpose(losses), final
+
+    def _final_parameters(self, trajectory):
+        rule, parameters = self._rule, trajectory.parameters
+        if type(rule).final_parameters is UpdateRule.final_parameters:
+            return parameters
+        vector = rule.final_parameters(tf.reshape(parameters, [-1]), trajectory.state)
+        return tf.reshape(vector, parameters.shape)
 
 
 class _InPlace:

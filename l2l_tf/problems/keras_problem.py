@@ -134,6 +134,23 @@ class KerasProblem(base.Problem):
         loss, gradients = self._loss.at(parameters, example, seed)
         return tf.cast(loss, self.dtype), gradients
 
+    def outputs(self, parameters, x, seen=None):
+        """The model's outputs in inference mode, for reports.
+
+        Args:
+            parameters: list of tensors, in the layout's order.
+            x: what the model takes.
+            seen: x of training data, by which a model that keeps statistics of what it has seen
+                takes them first, in one pass in training mode. (Those of episodes are dropped.)
+                A BatchNormalization with momentum 0 then has the statistics of these.
+        """
+        model = self._model
+        others = [v.value for v in model.non_trainable_variables]
+        if seen is not None:
+            _, others = model.stateless_call(parameters, others, seen, training=True)
+        outputs, _ = model.stateless_call(parameters, others, x, training=False)
+        return outputs
+
     def variables(self):
         return self._loss.weights
 

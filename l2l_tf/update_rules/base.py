@@ -128,6 +128,21 @@ class UpdateRule(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement update(inputs, state).")
 
+    def final_parameters(self, parameters, state):
+        """What the rule hands out for use after its last step: by default, where it has led.
+
+        Another rule may average its iterates, as ``ScheduleFreeAdamW`` does. Only of coordinatewise
+        rules without a control.
+
+        Args:
+            parameters: θ_T ``[N]``, where gradients were taken.
+            state: after step T.
+
+        Returns:
+            Parameters ``[N]``.
+        """
+        return parameters
+
     @property
     def has_control(self):
         """Whether the rule has the levels above coordinates: it implements ``control``."""

@@ -4,6 +4,8 @@ Each equals the Keras optimizer of the same name step for step. The learning rat
 that one compiled program serves a whole grid of learning rates.
 """
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -149,3 +151,64 @@ class Adam(HandDesignedRule):
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
         }
+
+
+@keras.saving.register_keras_serializable("l2l_tf")
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), as Keras has it.
+
+    ``u = -η_t (α m̂ / (√v̂ + ε) + α λ θ)``, for step t = 0, 1 …; η_t = 1, or with `num_steps`
+    ``(1 + cos(π t / num_steps)) / 2``: the rate decays to 0 over a horizon that is known.
+
+    State: ``(m, v, c1, c2, t)``, each ``[N]``.
+    """
+
+    sees_parameters = True
+
+    def __init__(
+        self,
+        learning_rate=0.001,
+        weight_decay=0.004,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-7,
+        num_steps=None,
+        dtype="float32",
+        name=None,
+    ):
+        super().__init__(learning_rate, beta_1, beta_2, epsilon, dtype, name)
+        arguments.real("weight_decay", weight_decay, minimum=0)
+        self.weight_decay = weight_decay
+        self.num_steps = check_num_steps(num_steps)
+
+    def initial_state(self, layout):
+        return *super().initial_state(layout), self._zeros(layout)
+
+    def update(self, inputs, state):
+        *moments, t = state
+        updates, moments = super().update(inputs.gradients, tuple(moments))
+        updates -= self.learning_rate * self.weight_decay * inputs.parameters
+        return cosine_decay(t, self.num_steps) * updates, (*moments, t + 1.0)
+
+    def get_config(self):
+        config = {"weight_decay": self.weight_decay, "num_steps": self.num_steps}
+        return {**super().get_config(), **config}
+
+
+def check_num_steps(num_steps):
+    """The horizon of a cosine decay, or None."""
+    return num_steps if num_steps is None else arguments.integer("num_steps", num_steps, 1)
+
+
+def cosine_decay(step, num_steps):
+    """What a rate is multiplied with at a step, from 1 to 0; 1 without a horizon.
+
+    As ``keras.optimizers.schedules.CosineDecay`` (Loshchilov and Hutter 2017, without restarts).
+
+    Args:
+        step: tensor of the steps taken before: 0 at the first one.
+        num_steps: the horizon, or None.
+    """
+    if num_steps is None:
+        return tf.ones_like(step)
+    return 0.5 * (1.0 + tf.cos(math.pi * tf.minimum(step / num_steps, 1.0)))
