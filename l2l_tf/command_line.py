@@ -22,7 +22,7 @@ def _read(*path):
 
 
 PROBLEMS = _read("problems", "names.py")["HELP"]
-_SUITE = _read("problems", "general", "names.py")
+_SUITE = _read("problems", "suite", "names.py")
 SUITE_NAMES, SUITE_PROBLEMS = list(_SUITE["NAMES"]), _SUITE["HELP"]
 _REGISTRY = _read("update_rules", "registry.py")
 RULES, CONV_RULES = _REGISTRY["RULES"], _REGISTRY["CONV_RULES"]

@@ -14,11 +14,11 @@ from l2l_tf.evaluation.suite import contestants, evaluate_suite, standing, summa
 from l2l_tf.evaluation.suite.baselines import Baselines
 from l2l_tf.evaluation.suite.contest import Contest, Run, thinned
 from l2l_tf.evaluation.suite.report import Entry, SuiteResult
-from l2l_tf.problems import general
+from l2l_tf.problems import suite
 
 QUICK = ("cancer_logistic", "graph", "factorization", "image_blur", "image_vae", "burgers")
-GET = general.get
-LOCAL = [name for name in general.NAMES if name not in general.READ_FROM_TFDS]
+GET = suite.get
+LOCAL = [name for name in suite.NAMES if name not in suite.READ_FROM_TFDS]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LOCAL if name not in QUICK]
 
 
@@ -44,17 +44,17 @@ def test_adam_lowers_the_loss_of_each_problem(name):
 
 
 def test_the_list_is_of_functions_of_these_names():
-    assert len(general.NAMES) >= 16
-    for name in general.NAMES:
-        assert [hasattr(m, name) for m in general._MODULES].count(True) == 1, name
+    assert len(suite.NAMES) >= 16
+    for name in suite.NAMES:
+        assert [hasattr(m, name) for m in suite._MODULES].count(True) == 1, name
     with pytest.raises(ValueError, match="Unknown suite problem 'grap'.*graph"):
-        general.get("grap")
+        suite.get("grap")
 
 
 def test_nothing_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr("l2l_tf.problems.tfds_images.is_online", lambda: True)
     with pytest.raises(FileNotFoundError, match="'mnist'.*not fetched here"):
-        general.get("mnist_28", tmp_path)
+        suite.get("mnist_28", tmp_path)
 
 
 def test_what_is_measured():
@@ -233,7 +233,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(contestants, "NUM_TUNING_SEEDS", 1)
     for module in (baselines_lib, evaluate_suite):
         monkeypatch.setattr(module, "NUM_SEEDS", 2)
-    monkeypatch.setattr(general, "get", lambda name, data_dir=None: few_steps(name, 20))
+    monkeypatch.setattr(suite, "get", lambda name, data_dir=None: few_steps(name, 20))
     return chosen
 
 
@@ -307,7 +307,7 @@ def test_a_suite_from_tuning_to_report(tiny, tmp_path):
 
 
 def test_of_all_problems_those_of_other_data_are_left_out(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(general, "NAMES", {"graph": ""})
+    monkeypatch.setattr(suite, "NAMES", {"graph": ""})
     evaluate_suite.tune_baselines(baselines=tmp_path)
     content = json.loads((tmp_path / "graph.json").read_text())
     content["contestants"]["adam"]["initial"][0] *= 1.01
@@ -321,7 +321,7 @@ def test_of_all_problems_those_of_other_data_are_left_out(tiny, tmp_path, monkey
 
 def test_the_baselines_that_come_along_are_whole():
     store = Baselines()
-    for name in general.NAMES:
+    for name in suite.NAMES:
         content = store.content(name)
         assert not store.missing(name), name
         assert content["num_steps"] >= 400 and content["problem"] == name
@@ -346,7 +346,7 @@ def test_the_baselines_that_come_along_are_whole():
 
 def test_the_documentation_has_every_problem():
     text = (pathlib.Path(__file__).parent.parent / "docs" / "suite.md").read_text()
-    for name in general.NAMES:
+    for name in suite.NAMES:
         assert f"| {name} |" in text
 
 
@@ -364,8 +364,8 @@ def test_what_is_not_there_is_named(tiny, tmp_path, monkeypatch):
     def get(name, data_dir=None):
         raise FileNotFoundError("no MNIST")
 
-    monkeypatch.setattr(general, "get", get)
-    monkeypatch.setattr(general, "NAMES", {"mnist_28": ""})
+    monkeypatch.setattr(suite, "get", get)
+    monkeypatch.setattr(suite, "NAMES", {"mnist_28": ""})
     assert list(evaluate_suite.tune_baselines(baselines=tmp_path)) == ["mnist_28"]
     with pytest.raises(FileNotFoundError, match="no MNIST"):
         evaluate_suite.tune_baselines(["mnist_28"], baselines=tmp_path)

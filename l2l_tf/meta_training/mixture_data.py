@@ -50,20 +50,23 @@ class MixtureData:
 
     def _elements(self):
         first = int(self._first()) // self._num_parallel
+        # Of a problem, the groups come one after another; where an episode has several windows,
+        # those of as many groups at once, each by an iterator of its own.
+        num_places = self._num_groups if self._windows["num_windows"] > 1 else 1
         iterators = {}
         for start in range(first, first + self._num_in_a_pass, self._num_groups):
             groups = range(start, start + self._num_groups)
             drawn = [int(self._draw(tf.constant(group, tf.int64))) for group in groups]
             for _ in range(self._windows["num_windows"]):
                 for place, index in enumerate(drawn):
-                    key = place, index
+                    key = place % num_places, index
                     if key not in iterators:
-                        iterators[key] = iter(self._dataset(index, groups[place]))
+                        iterators[key] = iter(self._dataset(index, groups[place], num_places))
                     yield index, next(iterators[key])
 
-    def _dataset(self, index, first_group):
-        """Of one problem, and of every `num_groups`-th group."""
-        groups = tf.data.Dataset.range(first_group, tf.int64.max, self._num_groups)
+    def _dataset(self, index, first_group, stride):
+        """Of one problem, and of every `stride`-th group."""
+        groups = tf.data.Dataset.range(first_group, tf.int64.max, stride)
         groups = groups.filter(lambda group: self._mixture.draw(self._seed, group) == index)
         first, size = self._share.start, len(self._share)
         numbers = groups.flat_map(
@@ -80,7 +83,7 @@ class MixtureData:
             num_parallel=size,
             **self._windows,
         )
-        # There are as many iterators as problems and groups: none keeps windows for later.
+        # There are many iterators: none keeps windows for later.
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False
         return dataset.with_options(options)

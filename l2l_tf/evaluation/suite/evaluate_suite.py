@@ -8,7 +8,7 @@ from l2l_tf.evaluation.suite.baselines import SEED, Baselines, check_same_start,
 from l2l_tf.evaluation.suite.contest import Contest
 from l2l_tf.evaluation.suite.contestants import CONTESTANTS, NUM_SEEDS
 from l2l_tf.evaluation.suite.report import Entry, SuiteResult
-from l2l_tf.problems import general
+from l2l_tf.problems import suite
 from l2l_tf.update_rules import Adam
 
 COMMAND = "bin/evaluate --suite=general --tune_suite_baselines --suite_baselines=DIRECTORY"
@@ -101,16 +101,16 @@ def check_num_seeds(num_seeds):
 def check_names(names):
     """The suite's problems that are meant: all, of None."""
     if names is None:
-        return list(general.NAMES)
+        return list(suite.NAMES)
     arguments.instance("names", names, (list, tuple), "a list of names of suite problems, or None")
     for name in names:
-        arguments.choice("names", name, general.NAMES)
+        arguments.choice("names", name, suite.NAMES)
     return list(names)
 
 
 def _contest(name, data_dir, names, left_out):
     try:
-        return Contest(general.get(name, data_dir), SEED)
+        return Contest(suite.get(name, data_dir), SEED)
     except FileNotFoundError as error:
         _leave_out(name, names, left_out, error, "its data are not there: see --data_dir")
         return None

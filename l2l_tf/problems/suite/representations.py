@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf.problems.general.patches import patches
-from l2l_tf.problems.general.suite_problem import SQUARE, SuiteProblem
+from l2l_tf.problems.suite.patches import patches
+from l2l_tf.problems.suite.suite_problem import SQUARE, SuiteProblem
 
 layers = keras.layers
 

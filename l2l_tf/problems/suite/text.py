@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 
-from l2l_tf.problems.general.suite_problem import ACCURACY, ENTROPY, SuiteProblem
+from l2l_tf.problems.suite.suite_problem import ACCURACY, ENTROPY, SuiteProblem
 
 layers = keras.layers
 NUM_CHARACTERS = 64

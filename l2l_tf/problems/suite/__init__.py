@@ -1,10 +1,10 @@
-"""General: a suite of problems unlike those that a rule for any model is meta-trained on.
+"""The general suite of problems unlike those that a rule for any model is meta-trained on.
 
 Other data and other architectures: ``names.NAMES`` lists them. Nothing is downloaded: the data come
 with scikit-learn and Python, or are drawn; MNIST is taken where TensorFlow Datasets has it already.
 """
 
-from l2l_tf.problems.general import (
+from l2l_tf.problems.suite import (
     functions_of_space,
     graphs,
     images,
@@ -13,7 +13,7 @@ from l2l_tf.problems.general import (
     tabular,
     text,
 )
-from l2l_tf.problems.general.names import NAMES, READ_FROM_TFDS
+from l2l_tf.problems.suite.names import NAMES, READ_FROM_TFDS
 
 _MODULES = tabular, synthetic, text, images, representations, functions_of_space, graphs
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf.problems.general.suite_problem import ACCURACY, SQUARE, SuiteProblem, split
+from l2l_tf.problems.suite.suite_problem import ACCURACY, SQUARE, SuiteProblem, split
 
 layers = keras.layers
 QUANTILES = (0.1, 0.5, 0.9)

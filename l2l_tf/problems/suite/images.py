@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from l2l_tf.problems.general.patches import SIZE, patches
-from l2l_tf.problems.general.suite_problem import (
+from l2l_tf.problems.suite.patches import SIZE, patches
+from l2l_tf.problems.suite.suite_problem import (
     ABSOLUTE,
     ACCURACY,
     SQUARE,

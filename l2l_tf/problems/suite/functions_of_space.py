@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2l_tf.problems.general.suite_problem import SQUARE, SuiteProblem
+from l2l_tf.problems.suite.suite_problem import SQUARE, SuiteProblem
 
 layers = keras.layers
 VISCOSITY = 0.03
