@@ -275,6 +275,48 @@ def test_baselines_are_computed_once_and_resumed(tiny, tmp_path, monkeypatch):
     assert json.loads(text)["num_steps"] == 20
 
 
+class Losses:
+    """A contest whose final losses are a function of the learning rate's exponent."""
+
+    def __init__(self, of_exponent):
+        self.of_exponent = of_exponent
+        self.suite_problem = general.get("graph")
+
+    def runner(self, rule):
+        return rule
+
+    def tuning_loss(self, rule, num_seeds):
+        return self.of_exponent(round(np.log2(float(rule.learning_rate) / 0.001)))
+
+
+@pytest.mark.parametrize(
+    "of_exponent, best",
+    [
+        (lambda e: abs(e - 5), 5),
+        (lambda e: abs(e + 9), -9),  # far below where it starts
+        (lambda e: np.inf if e > -3 else abs(e + 5), -5),  # all diverge at first
+        (lambda e: min(abs(e - 1) + 1, abs(e - 6)), 6),  # the better of two
+        (lambda e: np.nan if e > 4 else -e, 4),  # best just before it diverges
+    ],
+)
+def test_tuning_finds_the_best_rate_inside_of_its_grid(of_exponent, best):
+    rule = update_rules.Adam()
+    grid = contestants.tune(rule, Losses(of_exponent), (0, 2, 4, 6))
+    rates = [rate for rate, _ in grid]
+    assert rates == sorted(rates)
+    at = rates.index(pytest.approx(0.001 * 2.0**best))
+    assert float(rule.learning_rate) == pytest.approx(rates[at])
+    assert rates[at - 1] * 2 == pytest.approx(rates[at]) and at > 0
+    assert rates[at + 1] == pytest.approx(2 * rates[at])
+    assert all(loss is None or np.isfinite(loss) for _, loss in grid)
+
+
+@pytest.mark.parametrize("of_exponent", [lambda e: np.inf, lambda e: -e, lambda e: e])
+def test_tuning_without_a_best_rate_says_so(of_exponent):
+    with pytest.raises(RuntimeError, match="No best learning rate found for .*'graph'"):
+        contestants.tune(update_rules.Adam(), Losses(of_exponent), (0, 2, 4, 6))
+
+
 def test_records_keep_what_is_not_finite_as_null():
     record = json.loads(json.dumps(baselines_lib.to_json(run_of([np.inf, 0.1], heldout=np.nan))))
     assert record["final"] == [None, 0.1] and record["heldout"] == [None, None]

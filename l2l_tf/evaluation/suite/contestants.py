@@ -69,7 +69,7 @@ def tune(rule, contest, start):
         Both neighbours of the best rate, by a factor of 2, are in it.
 
     Raises:
-        RuntimeError: the best is still at the edge at 0.001 · 2^±30, or all diverge.
+        RuntimeError: the best is still at the edge at 0.001 · 2^±30, or all from there on diverge.
     """
     runner, scores = contest.runner(rule), {}
 
@@ -81,6 +81,8 @@ def tune(rule, contest, start):
 
     for exponent in start:
         score(exponent)
+    while min(scores) > -LIMIT and min(map(score, scores)) == np.inf:  # all diverge
+        score(min(scores) - STRIDE)
     stride = STRIDE
     while stride >= 1:
         best = min(scores, key=score)
