@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import l2l_tf
 from l2l_tf.engine.program import Program
-from l2l_tf.update_rules.lstm import kernel_library as library
+from l2l_tf.update_rules.native import library
 
 # What a processor must have, in the words of /proc/cpuinfo.
 SSE = set()

@@ -28,6 +28,8 @@ GPU = Policy(side_by_side=1, least=1, most=4_000_000, kept=4_000_000)
 ONE_PROGRAM = Policy(side_by_side=1, least=4096, most=32_768, kept=10_240)
 # Beyond so many, pieces grow instead: each is a part of the program.
 MAX_PIECES = 128
+# Of a piece of whole tensors, the most coordinates, if it is of several.
+WHOLE = 1_000_000
 # Pieces but the last are a multiple of it, so that rows of the state begin with a cache line each.
 BLOCK = 64
 
@@ -54,6 +56,19 @@ def cut(total, most=None):
     size = max(1, -(-total // (count * BLOCK))) * BLOCK
     sizes = [size] * (total // size)
     return sizes + [total % size] if total % size or not sizes else sizes
+
+
+def cut_between(sizes_of_tensors):
+    """Sizes of pieces of whole tensors, for a step that goes through them without copies.
+
+    Its new state is beside the old one for a piece at a time.
+    """
+    sizes = [0]
+    for size in sizes_of_tensors:
+        if size and sizes[-1] and sizes[-1] + size > WHOLE:
+            sizes.append(0)
+        sizes[-1] += size
+    return sizes
 
 
 class Run(NamedTuple):
