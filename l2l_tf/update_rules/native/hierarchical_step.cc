@@ -6,7 +6,7 @@
 // interface is used.
 //
 //   L2lHierarchicalSummarize
-//     inputs   K gradients, K parameters, in float32, of any shape; fast, slow and square [P], of
+//     inputs   K gradients, K parameters, in float32, of any shape; fast, slow and square [P], in
 //              float32 or bfloat16: the tensors' coordinates one after another, those of each filled
 //              up to a multiple of `block`
 //     outputs  summaries [S, K]; whether all gradients are finite
@@ -30,11 +30,6 @@
 #include "threads.h"
 #include "vectors.h"
 
-// Another suffix lets a process load builds for several architectures, as tests do.
-#if !defined(L2L_TF_SUFFIX)
-#define L2L_TF_SUFFIX ""
-#endif
-
 namespace {
 
 constexpr float kFast = 0.9f, kSlow = 0.99f, kSquare = 0.99f;  // decays
@@ -43,6 +38,10 @@ constexpr float kMostGain = 2.0f, kAtRest = 100.0f;
 constexpr int kFeatures = 7, kSumsOfAll = 10, kSums = 12;
 constexpr int kFirstBias = 5;     // of the controls' rows
 constexpr int64_t kChunk = 4096;  // coordinates
+// What goes through the net at once: some vectors, beside each other for what one would wait for,
+// and for each of them the sums of some units.
+constexpr int kVectors = 2, kTile = 4;
+constexpr int kBlock = kLanes * kVectors;
 
 template <typename T>
 struct State {
@@ -54,8 +53,6 @@ struct Chunk {
   int tensor;
   int64_t start, place, size;  // in the tensor, in the state
 };
-
-inline Vector Gradient(const float* from) { return Clip(Load(from), kLargest); }
 
 inline Vector Blend(float decay, Vector old, Vector now) {
   return decay * old + (1.0f - decay) * now;
@@ -76,21 +73,21 @@ inline float SumOf(Vector x) {
   return sum;
 }
 
-// Runs a function of pointers to kLanes coordinates over a chunk; the last ones, which do not fill a
-// vector, are filled up with zeros and written back from a copy.
+// Runs a function of pointers to kBlock coordinates over a chunk; the last ones, which do not fill a
+// block, are filled up with zeros and written back from a copy.
 template <typename T, typename Function>
-void ForVectors(const Chunk& chunk, const float* gradient, const float* parameter,
+void ForBlocks(const Chunk& chunk, const float* gradient, const float* parameter,
                 float* new_parameter, State<const T> state, State<T> next, Function function) {
   int64_t i = 0;
-  for (; i + kLanes <= chunk.size; i += kLanes) {
+  for (; i + kBlock <= chunk.size; i += kBlock) {
     function(gradient + i, parameter + i, new_parameter + i,
              State<const T>{state.fast + i, state.slow + i, state.square + i},
              State<T>{next.fast + i, next.slow + i, next.square + i});
   }
   const int64_t rest = chunk.size - i;
   if (rest == 0) return;
-  float values[3][kLanes] = {};
-  T states[3][kLanes] = {}, updated[3][kLanes];
+  float values[3][kBlock] = {};
+  T states[3][kBlock] = {}, updated[3][kBlock];
   std::memcpy(values[0], gradient + i, rest * sizeof(float));
   std::memcpy(values[1], parameter + i, rest * sizeof(float));
   std::memcpy(states[0], state.fast + i, rest * sizeof(T));
@@ -112,28 +109,31 @@ void Summarize(const Chunk& chunk, const float* gradient, const float* parameter
   Vector sum[kSums] = {}, finite = {};
   auto add = [&](const float* gradient, const float* parameter, float*, State<const T> state,
                  State<T>) {
-    Vector g = Load(gradient), theta = Load(parameter);
-    Vector fast = Load(state.fast), slow = Load(state.slow), square = Load(state.square);
-    finite += g * 0.0f;
-    g = Clip(g, kLargest);
-    Vector direction = fast * InverseRootOrZero(square);
-    sum[0] += g * g;
-    sum[1] += g * fast;
-    sum[2] += fast * fast;
-    sum[3] += g * slow;
-    sum[4] += slow * slow;
-    sum[5] += fast * slow;
-    sum[6] += g * direction;
-    sum[7] += direction * direction;
-    sum[8] += square;
-    sum[9] += theta * theta;
-    if (kHasNet) {
-      Vector next = Blend(kSquare, square, g * g);
-      sum[10] += LogRoot(next);
-      sum[11] += Where(IsPositive(next), Vector{} + 1.0f);
+    for (int at = 0; at < kBlock; at += kLanes) {
+      Vector g = Load(gradient + at), theta = Load(parameter + at);
+      Vector fast = Load(state.fast + at), slow = Load(state.slow + at);
+      Vector square = Load(state.square + at);
+      finite += g * 0.0f;
+      g = Clip(g, kLargest);
+      Vector direction = fast * InverseRootOrZero(square);
+      sum[0] += g * g;
+      sum[1] += g * fast;
+      sum[2] += fast * fast;
+      sum[3] += g * slow;
+      sum[4] += slow * slow;
+      sum[5] += fast * slow;
+      sum[6] += g * direction;
+      sum[7] += direction * direction;
+      sum[8] += square;
+      sum[9] += theta * theta;
+      if (kHasNet) {
+        Vector next = Blend(kSquare, square, g * g);
+        sum[10] += LogRoot(next);
+        sum[11] += Where(IsPositive(next), Vector{} + 1.0f);
+      }
     }
   };
-  ForVectors<T>(chunk, gradient, parameter, nullptr, state, State<T>{}, add);
+  ForBlocks<T>(chunk, gradient, parameter, nullptr, state, State<T>{}, add);
   for (int s = 0; s < (kHasNet ? kSums : kSumsOfAll); ++s) sums[s] = SumOf(sum[s]);
   *not_finite = SumOf(finite);
 }
@@ -173,41 +173,52 @@ struct Controls {
   float rate, decay;  // of the optimizer
 };
 
+using Block = Vector[kVectors];
+
 template <int kIn, int kOut>
-inline void Layer(const Vector* inputs, const float (*weights)[kOut], const float* biases,
-                  Vector* outputs) {
-  for (int o = 0; o < kOut; ++o) outputs[o] = Vector{} + biases[o];
+inline void Layer(const Block* inputs, const float (*weights)[kOut], const float* biases,
+                  Block* outputs) {
+  constexpr int kSize = kOut < kTile ? kOut : kTile;
 #pragma GCC unroll 16
-  for (int i = 0; i < kIn; ++i) {
+  for (int first = 0; first < kOut; first += kSize) {
+    Block sums[kSize];
 #pragma GCC unroll 16
-    for (int o = 0; o < kOut; ++o) outputs[o] += weights[i][o] * inputs[i];
+    for (int o = 0; o < kSize; ++o) {
+      for (int v = 0; v < kVectors; ++v) sums[o][v] = Vector{} + biases[first + o];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kIn; ++i) {
+#pragma GCC unroll 16
+      for (int o = 0; o < kSize; ++o) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[o][v] += weights[i][first + o] * inputs[i][v];
+      }
+    }
+#pragma GCC unroll 16
+    for (int o = 0; o < kSize; ++o) {
+      for (int v = 0; v < kVectors; ++v) outputs[first + o][v] = sums[o][v];
+    }
   }
 }
 
-// Adam's direction, corrected by the net. `fast`, `slow` and `gradient` are relative to the root of
-// `square`.
 template <int kUnits>
-inline Vector Corrected(const Net<kUnits>& net, const Controls<kUnits>& controls, Vector fast,
-                        Vector slow, Vector gradient, Vector square, float max_direction) {
-  Vector size = Magnitude(fast);
-  Vector moves = Min(1.0f, kAtRest * (size + Magnitude(gradient)));
-  const Vector features[kFeatures] = {
-      Clip(fast, 3.0f),
-      3.0f * Clip(slow, 3.0f),
-      Clip(gradient, 3.0f),
-      Clip(3.0f * fast * slow, 2.0f),
-      Min(3.0f, 3.0f * Magnitude(slow)) - 0.5f,
-      0.5f * Clip(LogRoot(square) - controls.mean_log, 4.0f),
-      Min(2.0f, size) - 0.3f,
-  };
-  Vector first[kUnits], second[kUnits], outputs[2];
-  Layer<kFeatures, kUnits>(features, net.first, controls.biases, first);
-  for (Vector& unit : first) unit = Max(0.0f, unit);
-  Layer<kUnits, kUnits>(first, net.second, net.second_bias, second);
-  for (Vector& unit : second) unit = Max(0.0f, unit);
-  Layer<kUnits, 2>(second, net.last, net.last_bias, outputs);
-  Vector gain = Exp(Clip(outputs[1], kMostGain));
-  return Clip((features[0] + moves * outputs[0]) * gain, max_direction);
+inline void Rectify(Block* units) {
+  for (int unit = 0; unit < kUnits; ++unit) {
+    for (Vector& value : units[unit]) value = Max(0.0f, value);
+  }
+}
+
+// What the net sees of some coordinates: `fast`, `slow` and `gradient` relative to the root of
+// `square`.
+inline void Features(Vector fast, Vector slow, Vector gradient, Vector square, float mean_log, int v,
+                     Block* features) {
+  features[0][v] = Clip(fast, 3.0f);
+  features[1][v] = 3.0f * Clip(slow, 3.0f);
+  features[2][v] = Clip(gradient, 3.0f);
+  features[3][v] = Clip(3.0f * fast * slow, 2.0f);
+  features[4][v] = Min(3.0f, 3.0f * Magnitude(slow)) - 0.5f;
+  features[5][v] = 0.5f * Clip(LogRoot(square) - mean_log, 4.0f);
+  features[6][v] = Min(2.0f, Magnitude(fast)) - 0.3f;
 }
 
 template <typename T, int kUnits>
@@ -216,26 +227,46 @@ void Update(const Chunk& chunk, const Net<kUnits>& net, const Controls<kUnits>& 
             float* new_parameter, State<const T> state, State<T> next) {
   auto step = [&](const float* gradient, const float* parameter, float* new_parameter,
                   State<const T> state, State<T> next) {
-    Vector g = Gradient(gradient), theta = Load(parameter);
-    Vector fast = Blend(kFast, Load(state.fast), g);
-    Vector slow = Blend(kSlow, Load(state.slow), g);
-    Vector square = Blend(kSquare, Load(state.square), g * g);
-    Store(fast, next.fast);
-    Store(slow, next.slow);
-    Store(square, next.square);
-    Vector size = InverseRootOrZero(square);
-    fast *= size * controls.of_fast;
-    Vector direction;
-    if constexpr (kUnits == 0) {
-      direction = Clip(fast, 3.0f);
-    } else {
-      direction = Corrected<kUnits>(net, controls, fast, slow * size * controls.of_slow,
-                                    g * size * controls.of_gradient, square, max_direction);
+    Block features[kFeatures], moves, directions;
+    for (int v = 0; v < kVectors; ++v) {
+      const int at = v * kLanes;
+      Vector g = Clip(Load(gradient + at), kLargest);
+      Vector fast = Blend(kFast, Load(state.fast + at), g);
+      Vector slow = Blend(kSlow, Load(state.slow + at), g);
+      Vector square = Blend(kSquare, Load(state.square + at), g * g);
+      Store(fast, next.fast + at);
+      Store(slow, next.slow + at);
+      Store(square, next.square + at);
+      Vector size = InverseRootOrZero(square);
+      fast *= size * controls.of_fast;
+      directions[v] = Clip(fast, 3.0f);
+      if constexpr (kUnits > 0) {
+        slow *= size * controls.of_slow;
+        g *= size * controls.of_gradient;
+        moves[v] = Min(1.0f, kAtRest * (Magnitude(fast) + Magnitude(g)));
+        Features(fast, slow, g, square, controls.mean_log, v, features);
+      }
     }
-    Vector change = -controls.step * direction * controls.rate - controls.decay * theta;
-    Store(theta + change, new_parameter);
+    if constexpr (kUnits > 0) {
+      Block first[kUnits], second[kUnits], outputs[2];
+      Layer<kFeatures, kUnits>(features, net.first, controls.biases, first);
+      Rectify<kUnits>(first);
+      Layer<kUnits, kUnits>(first, net.second, net.second_bias, second);
+      Rectify<kUnits>(second);
+      Layer<kUnits, 2>(second, net.last, net.last_bias, outputs);
+      for (int v = 0; v < kVectors; ++v) {
+        Vector gain = Exp(Clip(outputs[1][v], kMostGain));
+        directions[v] = Clip((directions[v] + moves[v] * outputs[0][v]) * gain, max_direction);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      const int at = v * kLanes;
+      Vector theta = Load(parameter + at);
+      Vector change = controls.step * controls.rate * directions[v] + controls.decay * theta;
+      Store(theta - change, new_parameter + at);
+    }
   };
-  ForVectors<T>(chunk, gradient, parameter, new_parameter, state, next, step);
+  ForBlocks<T>(chunk, gradient, parameter, new_parameter, state, next, step);
 }
 
 // TensorFlow's side.
@@ -270,6 +301,10 @@ struct Call {
 
   int64_t Elements(int input) const { return TF_TensorElementCount(inputs[input].get()); }
 
+  int64_t FilledUp(int tensor) const {
+    return (Elements(tensor) + kernel.block - 1) / kernel.block * kernel.block;
+  }
+
   // Whether the inputs are there and fit each other, and the chunks are known.
   bool Begin() {
     const int num_inputs = TF_NumInputs(context), k = kernel.num_tensors;
@@ -286,7 +321,7 @@ struct Call {
         const int64_t rest = size - start;
         chunks.push_back({tensor, start, state_size + start, rest < kChunk ? rest : kChunk});
       }
-      state_size += (size + kernel.block - 1) / kernel.block * kernel.block;
+      state_size += FilledUp(tensor);
     }
     for (int leaf = 1; leaf <= 3; ++leaf) {
       if (Elements(num_inputs - leaf) != state_size) return Fail("the state does not fit");
@@ -372,20 +407,20 @@ void UpdateAll(Call* call) {
     const float* gradient = Data<float>(call->inputs[chunk.tensor]) + chunk.start;
     const float* parameter = Data<float>(call->inputs[k + chunk.tensor]) + chunk.start;
     float* new_parameter = Data<float>(call->outputs[chunk.tensor]) + chunk.start;
-    State<T> next{Data<T>(call->outputs[k]) + chunk.place, Data<T>(call->outputs[k + 1]) + chunk.place,
-                  Data<T>(call->outputs[k + 2]) + chunk.place};
+    const Tensor* new_state = &call->outputs[k];
+    State<T> next{Data<T>(new_state[0]) + chunk.place, Data<T>(new_state[1]) + chunk.place,
+                  Data<T>(new_state[2]) + chunk.place};
     Update<T, kUnits>(chunk, net, of_tensors[chunk.tensor], call->kernel.max_direction, gradient,
                       parameter, new_parameter, call->StateAt<T>(chunk.place), next);
   });
   // What fills tensors up stays 0.
-  int64_t place = 0;
+  int64_t end = 0;
   for (int tensor = 0; tensor < k; ++tensor) {
-    const int64_t end = place + call->Elements(tensor), block = call->kernel.block;
-    const int64_t filled_up = (end - place + block - 1) / block * block - (end - place);
+    const int64_t start = end + call->Elements(tensor);
+    end += call->FilledUp(tensor);
     for (int leaf = 0; leaf < 3; ++leaf) {
-      std::memset(Data<T>(call->outputs[k + leaf]) + end, 0, filled_up * sizeof(T));
+      std::memset(Data<T>(call->outputs[k + leaf]) + start, 0, (end - start) * sizeof(T));
     }
-    place = end + filled_up;
   }
 }
 

@@ -20,10 +20,7 @@
 #include "tensors.h"
 #include "vectors.h"
 
-// Another name lets a process load builds for several architectures, as tests do.
-#if !defined(L2L_TF_OP)
-#define L2L_TF_OP "L2lLstmStep"
-#endif
+#define L2L_TF_OP "L2lLstmStep" L2L_TF_SUFFIX
 
 namespace {
 

@@ -9,6 +9,11 @@
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
 
+// Of an op's name: another one lets a process load builds for several architectures, as tests do.
+#if !defined(L2L_TF_SUFFIX)
+#define L2L_TF_SUFFIX ""
+#endif
+
 namespace {
 
 using Status = std::unique_ptr<TF_Status, decltype(&TF_DeleteStatus)>;
