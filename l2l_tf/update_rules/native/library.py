@@ -136,8 +136,9 @@ def _path(compiler):
     """Where the compiled library is, or is to be."""
     # All that it depends on: "native" is this processor, whose features are its name's.
     sources = [path.read_text(encoding="utf-8") for path in (*SOURCES, *HEADERS)]
+    command = _command(compiler)
     version = _run([*compiler, "--version"])
-    parts = [*sources, *_command(compiler), version, tf.version.GIT_VERSION, _processor()]
+    parts = [*sources, *command, version, tf.version.GIT_VERSION, _processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return _cache_directory() / f"kernels-{digest}.so"
 
