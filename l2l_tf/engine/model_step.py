@@ -27,7 +27,7 @@ class ModelStep:
         self._layout = layout
         self._indices = [part.indices for part in parts.parts]
         self._steps = [
-            CoordinatesStep(rule, of_part, most=pieces.policy().most, may_fuse=True)
+            CoordinatesStep(rule, of_part, most=pieces.most(_numbers(rule)), may_fuse=True)
             if rule.coupling == "coordinate"
             else TensorsStep(rule, of_part)
             for rule, of_part in parts
@@ -149,6 +149,13 @@ class ModelStep:
             step.of_tensors([states[index] for index in indices])
             for indices, step in zip(self._indices, self._steps)
         ]
+
+
+def _numbers(rule):
+    """Of the state of a coordinate, how many there are."""
+    with tf.init_scope():
+        leaves = tf.nest.flatten(rule.initial_state(1))
+    return sum(leaf.shape.num_elements() for leaf in leaves)
 
 
 def _run_some(step, places, inputs, state):
