@@ -27,8 +27,8 @@ class Policy(NamedTuple):
 GPU = Policy(side_by_side=1, least=1, most=4_000_000, kept=4_000_000)
 # Within a program of XLA's nothing waits for a core: what shares one runs beside it, as a program.
 ONE_PROGRAM = Policy(side_by_side=1, least=4096, most=32_768, kept=10_240)
-# What a rule needs beside a piece's state grows with it, and few pieces are held at once. Where there
-# is little of both, larger ones cost less: a piece is a call, and is joined and cut.
+# What a rule needs beside a piece's state grows with it, and few pieces are held at once. Where
+# there is little of both, larger ones cost less: each is a call, and is joined and cut.
 LARGE_STATE = 80
 # Beyond so many, pieces grow instead: each is a part of the program.
 MAX_PIECES = 128

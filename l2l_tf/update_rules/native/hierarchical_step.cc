@@ -73,46 +73,58 @@ inline float SumOf(Vector x) {
   return sum;
 }
 
-// Runs a function of pointers to kBlock coordinates over a chunk; the last ones, which do not fill a
-// block, are filled up with zeros and written back from a copy.
-template <typename T, typename Function>
-void ForBlocks(const Chunk& chunk, const float* gradient, const float* parameter,
-                float* new_parameter, State<const T> state, State<T> next, Function function) {
-  int64_t i = 0;
-  for (; i + kBlock <= chunk.size; i += kBlock) {
-    function(gradient + i, parameter + i, new_parameter + i,
-             State<const T>{state.fast + i, state.slow + i, state.square + i},
-             State<T>{next.fast + i, next.slow + i, next.square + i});
+// What is read of some coordinates, and what is written.
+template <typename T>
+struct Inputs {
+  const float *gradient, *parameter;
+  State<const T> state;
+  Inputs At(int64_t i) const {
+    return {gradient + i, parameter + i, {state.fast + i, state.slow + i, state.square + i}};
   }
-  const int64_t rest = chunk.size - i;
-  if (rest == 0) return;
+};
+
+template <typename T>
+struct Outputs {
+  float* parameter;
+  State<T> state;
+  Outputs At(int64_t i) const {
+    return {parameter + i, {state.fast + i, state.slow + i, state.square + i}};
+  }
+};
+
+// The coordinates that do not fill a block, in one of their own, filled up with zeros.
+template <typename T>
+struct Padded {
   float values[3][kBlock] = {};
-  T states[3][kBlock] = {}, updated[3][kBlock];
-  std::memcpy(values[0], gradient + i, rest * sizeof(float));
-  std::memcpy(values[1], parameter + i, rest * sizeof(float));
-  std::memcpy(states[0], state.fast + i, rest * sizeof(T));
-  std::memcpy(states[1], state.slow + i, rest * sizeof(T));
-  std::memcpy(states[2], state.square + i, rest * sizeof(T));
-  function(values[0], values[1], values[2], State<const T>{states[0], states[1], states[2]},
-           State<T>{updated[0], updated[1], updated[2]});
-  if (new_parameter == nullptr) return;
-  std::memcpy(new_parameter + i, values[2], rest * sizeof(float));
-  std::memcpy(next.fast + i, updated[0], rest * sizeof(T));
-  std::memcpy(next.slow + i, updated[1], rest * sizeof(T));
-  std::memcpy(next.square + i, updated[2], rest * sizeof(T));
-}
+  T states[6][kBlock] = {};
+
+  Padded(const Inputs<T>& from, int64_t size) {
+    std::memcpy(values[0], from.gradient, size * sizeof(float));
+    std::memcpy(values[1], from.parameter, size * sizeof(float));
+    std::memcpy(states[0], from.state.fast, size * sizeof(T));
+    std::memcpy(states[1], from.state.slow, size * sizeof(T));
+    std::memcpy(states[2], from.state.square, size * sizeof(T));
+  }
+  Inputs<T> inputs() const { return {values[0], values[1], {states[0], states[1], states[2]}}; }
+  Outputs<T> outputs() { return {values[2], {states[3], states[4], states[5]}}; }
+  void Empty(const Outputs<T>& to, int64_t size) const {
+    std::memcpy(to.parameter, values[2], size * sizeof(float));
+    std::memcpy(to.state.fast, states[3], size * sizeof(T));
+    std::memcpy(to.state.slow, states[4], size * sizeof(T));
+    std::memcpy(to.state.square, states[5], size * sizeof(T));
+  }
+};
 
 // A chunk's part of its tensor's sums, and 0, or NaN where a gradient is not finite.
 template <typename T, bool kHasNet>
-void Summarize(const Chunk& chunk, const float* gradient, const float* parameter,
-               State<const T> state, float* sums, float* not_finite) {
+void Summarize(int64_t size, const Inputs<T>& inputs, float* sums, float* not_finite) {
   Vector sum[kSums] = {}, finite = {};
-  auto add = [&](const float* gradient, const float* parameter, float*, State<const T> state,
-                 State<T>) {
+  auto add = [&](const Inputs<T>& inputs) {
     for (int at = 0; at < kBlock; at += kLanes) {
-      Vector g = Load(gradient + at), theta = Load(parameter + at);
-      Vector fast = Load(state.fast + at), slow = Load(state.slow + at);
-      Vector square = Load(state.square + at);
+      const Inputs<T> own = inputs.At(at);
+      Vector g = Load(own.gradient), theta = Load(own.parameter);
+      Vector fast = Load(own.state.fast), slow = Load(own.state.slow);
+      Vector square = Load(own.state.square);
       finite += g * 0.0f;
       g = Clip(g, kLargest);
       Vector direction = fast * InverseRootOrZero(square);
@@ -133,7 +145,9 @@ void Summarize(const Chunk& chunk, const float* gradient, const float* parameter
       }
     }
   };
-  ForBlocks<T>(chunk, gradient, parameter, nullptr, state, State<T>{}, add);
+  int64_t i = 0;
+  for (; i + kBlock <= size; i += kBlock) add(inputs.At(i));
+  if (i < size) add(Padded<T>(inputs.At(i), size - i).inputs());
   for (int s = 0; s < (kHasNet ? kSums : kSumsOfAll); ++s) sums[s] = SumOf(sum[s]);
   *not_finite = SumOf(finite);
 }
@@ -222,21 +236,20 @@ inline void Features(Vector fast, Vector slow, Vector gradient, Vector square, f
 }
 
 template <typename T, int kUnits>
-void Update(const Chunk& chunk, const Net<kUnits>& net, const Controls<kUnits>& controls,
-            float max_direction, const float* gradient, const float* parameter,
-            float* new_parameter, State<const T> state, State<T> next) {
-  auto step = [&](const float* gradient, const float* parameter, float* new_parameter,
-                  State<const T> state, State<T> next) {
+void Update(int64_t size, const Inputs<T>& inputs, const Outputs<T>& outputs,
+            const Net<kUnits>& net, const Controls<kUnits>& controls, float max_direction) {
+  auto step = [&](const Inputs<T>& inputs, const Outputs<T>& outputs) {
     Block features[kFeatures], moves, directions;
     for (int v = 0; v < kVectors; ++v) {
-      const int at = v * kLanes;
-      Vector g = Clip(Load(gradient + at), kLargest);
-      Vector fast = Blend(kFast, Load(state.fast + at), g);
-      Vector slow = Blend(kSlow, Load(state.slow + at), g);
-      Vector square = Blend(kSquare, Load(state.square + at), g * g);
-      Store(fast, next.fast + at);
-      Store(slow, next.slow + at);
-      Store(square, next.square + at);
+      const Inputs<T> own = inputs.At(v * kLanes);
+      const State<T> next = outputs.At(v * kLanes).state;
+      Vector g = Clip(Load(own.gradient), kLargest);
+      Vector fast = Blend(kFast, Load(own.state.fast), g);
+      Vector slow = Blend(kSlow, Load(own.state.slow), g);
+      Vector square = Blend(kSquare, Load(own.state.square), g * g);
+      Store(fast, next.fast);
+      Store(slow, next.slow);
+      Store(square, next.square);
       Vector size = InverseRootOrZero(square);
       fast *= size * controls.of_fast;
       directions[v] = Clip(fast, 3.0f);
@@ -248,25 +261,29 @@ void Update(const Chunk& chunk, const Net<kUnits>& net, const Controls<kUnits>& 
       }
     }
     if constexpr (kUnits > 0) {
-      Block first[kUnits], second[kUnits], outputs[2];
+      Block first[kUnits], second[kUnits], last[2];
       Layer<kFeatures, kUnits>(features, net.first, controls.biases, first);
       Rectify<kUnits>(first);
       Layer<kUnits, kUnits>(first, net.second, net.second_bias, second);
       Rectify<kUnits>(second);
-      Layer<kUnits, 2>(second, net.last, net.last_bias, outputs);
+      Layer<kUnits, 2>(second, net.last, net.last_bias, last);
       for (int v = 0; v < kVectors; ++v) {
-        Vector gain = Exp(Clip(outputs[1][v], kMostGain));
-        directions[v] = Clip((directions[v] + moves[v] * outputs[0][v]) * gain, max_direction);
+        Vector gain = Exp(Clip(last[1][v], kMostGain));
+        directions[v] = Clip((directions[v] + moves[v] * last[0][v]) * gain, max_direction);
       }
     }
     for (int v = 0; v < kVectors; ++v) {
-      const int at = v * kLanes;
-      Vector theta = Load(parameter + at);
+      Vector theta = Load(inputs.At(v * kLanes).parameter);
       Vector change = controls.step * controls.rate * directions[v] + controls.decay * theta;
-      Store(theta - change, new_parameter + at);
+      Store(theta - change, outputs.At(v * kLanes).parameter);
     }
   };
-  ForBlocks<T>(chunk, gradient, parameter, new_parameter, state, next, step);
+  int64_t i = 0;
+  for (; i + kBlock <= size; i += kBlock) step(inputs.At(i), outputs.At(i));
+  if (i == size) return;
+  Padded<T> rest(inputs.At(i), size - i);
+  step(rest.inputs(), rest.outputs());
+  rest.Empty(outputs.At(i), size - i);
 }
 
 // TensorFlow's side.
@@ -332,10 +349,20 @@ struct Call {
   TF_DataType StateType() const { return TF_TensorType(inputs.back().get()); }
 
   template <typename T>
-  State<const T> StateAt(int64_t place) const {
-    const Tensor* last = &inputs.back();
-    return {Data<const T>(last[-2]) + place, Data<const T>(last[-1]) + place,
-            Data<const T>(last[0]) + place};
+  Inputs<T> InputsOf(const Chunk& chunk) const {
+    const Tensor* state = &inputs.back() - 2;
+    return {Data<const float>(inputs[chunk.tensor]) + chunk.start,
+            Data<const float>(inputs[kernel.num_tensors + chunk.tensor]) + chunk.start,
+            {Data<const T>(state[0]) + chunk.place, Data<const T>(state[1]) + chunk.place,
+             Data<const T>(state[2]) + chunk.place}};
+  }
+
+  template <typename T>
+  Outputs<T> OutputsOf(const Chunk& chunk) const {
+    const Tensor* state = &outputs.back() - 2;
+    return {Data<float>(outputs[chunk.tensor]) + chunk.start,
+            {Data<T>(state[0]) + chunk.place, Data<T>(state[1]) + chunk.place,
+             Data<T>(state[2]) + chunk.place}};
   }
 
   int ThreadsToUse() const { return state_size < 4 * kChunk ? 1 : kernel.num_threads; }
@@ -347,11 +374,8 @@ void SummarizeAll(Call* call, int num_sums) {
   std::vector<float> sums(call->chunks.size() * kSums), not_finite(call->chunks.size());
   Threads::ForEach(call->chunks.size(), call->ThreadsToUse(), [&](int64_t i) {
     const Chunk& chunk = call->chunks[i];
-    const float* gradient = Data<float>(call->inputs[chunk.tensor]) + chunk.start;
-    const float* parameter = Data<float>(call->inputs[k + chunk.tensor]) + chunk.start;
     const auto summarize = num_sums == kSums ? Summarize<T, true> : Summarize<T, false>;
-    summarize(chunk, gradient, parameter, call->StateAt<T>(chunk.place), &sums[i * kSums],
-              &not_finite[i]);
+    summarize(chunk.size, call->InputsOf<T>(chunk), &sums[i * kSums], &not_finite[i]);
   });
   std::vector<double> of_tensors(num_sums * k);
   bool is_finite = true;
@@ -404,14 +428,8 @@ void UpdateAll(Call* call) {
   }
   Threads::ForEach(call->chunks.size(), call->ThreadsToUse(), [&](int64_t i) {
     const Chunk& chunk = call->chunks[i];
-    const float* gradient = Data<float>(call->inputs[chunk.tensor]) + chunk.start;
-    const float* parameter = Data<float>(call->inputs[k + chunk.tensor]) + chunk.start;
-    float* new_parameter = Data<float>(call->outputs[chunk.tensor]) + chunk.start;
-    const Tensor* new_state = &call->outputs[k];
-    State<T> next{Data<T>(new_state[0]) + chunk.place, Data<T>(new_state[1]) + chunk.place,
-                  Data<T>(new_state[2]) + chunk.place};
-    Update<T, kUnits>(chunk, net, of_tensors[chunk.tensor], call->kernel.max_direction, gradient,
-                      parameter, new_parameter, call->StateAt<T>(chunk.place), next);
+    Update<T, kUnits>(chunk.size, call->InputsOf<T>(chunk), call->OutputsOf<T>(chunk), net,
+                      of_tensors[chunk.tensor], call->kernel.max_direction);
   });
   // What fills tensors up stays 0.
   int64_t end = 0;
