@@ -1,12 +1,14 @@
 """Benchmarks: meta-training and applying a rule, against the textbook way, Adam and the limit.
 
-  python benchmarks/run.py                      # all, about eight minutes; the machine to itself
+  python benchmarks/run.py                      # all, about twelve minutes; the machine to itself
   python benchmarks/run.py --only=meta,apply --output=benchmarks/results.json
 
 Parts: meta (meta-training speed), apply (in `fit`), tabular (in `fit`, many small variables),
 growth (with the number of coordinates), memory, first (first steps, compilation included), fraction
 (variance against cost of ``--backward_fraction``), small (whole episodes of small optimizees, one
-and two groups at once). Ratios of one run are what counts; figures of other runs differ.
+and two groups at once), any_fit, any_step, any_memory (the rule for any model beside Keras' Adam,
+in ``fit``, its step alone, and in memory). Ratios of one run are what counts; figures of other runs
+differ.
 """
 
 import json
@@ -22,7 +24,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import l2l_tf
-from benchmarks import measure, small_problems
+from benchmarks import any_model, measure, small_problems
 from benchmarks.textbook import TextbookTrainer
 from l2l_tf.engine import unroll as unroll_lib
 from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
@@ -31,7 +33,10 @@ from l2l_tf.update_rules import base
 
 _ONLY = flags.DEFINE_list(
     "only",
-    ["meta", "apply", "tabular", "growth", "memory", "first", "fraction", "small"],
+    [
+        *("meta", "apply", "tabular", "growth", "memory", "first", "fraction", "small"),
+        *("any_fit", "any_step", "any_memory"),
+    ],
     "Parts to run.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
@@ -396,6 +401,17 @@ def fraction():
     return rows
 
 
+def any_fit():
+    """Hierarchical and Adam: milliseconds of a step of ``fit``."""
+    return any_model.fit(
+        {
+            "mlp 784-128-10": (MODELS["mlp 784-128-10"], data),
+            "conv net": (MODELS["conv net"], data),
+            "transformer": (any_model.transformer, any_model.sentences),
+        }
+    )
+
+
 def _noise(vectors):
     """Root mean square distance from the mean."""
     return float(np.sqrt(np.sum(vectors.var(axis=0, ddof=1))))
@@ -410,6 +426,9 @@ PARTS = {
     "first": first,
     "fraction": fraction,
     "small": small_problems.small,
+    "any_fit": any_fit,
+    "any_step": any_model.step,
+    "any_memory": any_model.memory,
 }
 
 

@@ -14,7 +14,7 @@ import l2l_tf
 from benchmarks import measure
 from l2l_tf.engine import unroll as unroll_lib
 from l2l_tf.meta_training.meta_gradient import meta_gradient
-from l2l_tf.meta_training.objectives import OBJECTIVES, loss_weights
+from l2l_tf.meta_training.objectives import OBJECTIVES, values_and_weights
 from l2l_tf.update_rules import base
 
 NUM_STEPS, NUM_OPTIMIZEES, BATCH_SIZE = 400, 4, 64
@@ -49,7 +49,8 @@ def episode(jit_compile):
     def run(parameters, batches):
         state = unroll_lib.initial_state(rule, of.layout, NUM_OPTIMIZEES)
         trajectory = unroll_lib.unroll(rule, of, parameters, state, batches, num_steps=NUM_STEPS)
-        weights = loss_weights(OBJECTIVES["sqrt"], trajectory.losses)
+        losses = trajectory.losses
+        _, weights = values_and_weights(OBJECTIVES["sqrt"], losses, losses[0])
         return trajectory.losses, meta_gradient(rule, of.layout, trajectory, weights)
 
     return lambda: run(parameters, batches)

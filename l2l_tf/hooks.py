@@ -20,6 +20,7 @@ class AllVariablesOptimizer(keras.optimizers.Optimizer):
     ``_step(*arguments, gradients, learning_rate)``.
     """
 
+    @tf.autograph.experimental.do_not_convert  # in a user's tf.function: it takes seconds
     def _distributed_tf_update_step(self, distribution, grads_and_vars, learning_rate):
         """Keras calls it after the gradients of all replicas are summed."""
         gradients, variables = zip(*grads_and_vars)

@@ -232,10 +232,22 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
         learning_rate = tf.convert_to_tensor(learning_rate)
         present = [self._places[index] for index in indices]
 
+        def parameters():
+            return [tf.cast(tf.convert_to_tensor(v), self.rule.dtype) for v in variables]
+
+        step = self._state.step
+        seen, are_finite, unchecked = step.look(
+            present, gradients, [tf.convert_to_tensor(v) for v in variables], state
+        )
+
         def apply():
-            parameters = [tf.cast(tf.convert_to_tensor(v), self.rule.dtype) for v in variables]
-            updates = self._state.step(present, gradients, parameters, state, self.assign)
-            for variable, decay, update in zip(variables, decays, updates):
+            rate = tf.cast(learning_rate, self.rule.dtype)
+            shares = [tf.cast(decay * learning_rate, self.rule.dtype) for decay in decays]
+            changes = step(present, gradients, parameters(), state, self.assign, seen, rate, shares)
+            for variable, decay, (update, value) in zip(variables, decays, changes):
+                if value is not None:
+                    self.assign(variable, value)
+                    continue
                 update = tf.cast(tf.cast(learning_rate, update.dtype) * update, variable.dtype)
                 update = tf.reshape(update, variable.shape)
                 if decay:
@@ -243,7 +255,7 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
                 self.assign_add(variable, update)
             return tf.constant(0, tf.int64)
 
-        is_finite = _all_finite(gradients)
+        is_finite = tf.reduce_all([*are_finite, _all_finite(unchecked)])
         skipped_steps.assign_add(tf.cond(is_finite, apply, lambda: tf.constant(1, tf.int64)))
 
     def _check_weights(self):
@@ -370,4 +382,4 @@ def _all_finite(gradients):
     large = [g for g in gradients if g.shape.num_elements() >= SMALL]
     if len(small) > 1:
         small = [tf.concat([tf.reshape(g, [-1]) for g in small], axis=0)]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in small + large])
+    return tf.reduce_all([True, *[tf.reduce_all(tf.math.is_finite(g)) for g in small + large]])

@@ -82,7 +82,7 @@ class OneByOne(l2l_tf.LearnedOptimizer):
 
 def in_pieces(monkeypatch, **kwargs):
     """Coordinates are cut as a machine would that wants them so; see ``pieces.Policy``."""
-    policy = pieces.policy()._replace(**kwargs)
+    policy = pieces.policy()._replace(times=1, **kwargs)
     monkeypatch.setattr(pieces, "policy", lambda: policy)
     monkeypatch.setattr(pieces, "BLOCK", 1)
 

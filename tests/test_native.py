@@ -20,7 +20,7 @@ import tensorflow as tf
 import l2l_tf
 from l2l_tf.engine.program import Program
 from l2l_tf.update_rules.lstm import kernel
-from l2l_tf.update_rules.lstm import kernel_library as library
+from l2l_tf.update_rules.native import library
 
 needs_library = pytest.mark.skipif(
     library.load() is None
@@ -202,10 +202,7 @@ def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path):
     path = library._path(library._compiler())
     path.write_bytes(b"")
     # Twice in one process TensorFlow would not register the op: in another one.
-    program = (
-        "from l2l_tf.update_rules.lstm import kernel_library as library\n"
-        "assert library.load() is not None"
-    )
+    program = "from l2l_tf.update_rules.native import library\nassert library.load() is not None"
     subprocess.run([sys.executable, "-c", program], check=True)
     assert path.stat().st_size > 10_000
 
@@ -310,8 +307,7 @@ def test_a_library_is_kept_for_the_next_process(monkeypatch, tmp_path):
     """Also where a umask gives new files to the group."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     program = (
-        "import os; os.umask(0o002)\n"
-        "from l2l_tf.update_rules.lstm import kernel_library; kernel_library.load()"
+        "import os; os.umask(0o002)\nfrom l2l_tf.update_rules.native import library; library.load()"
     )
     written = []
     for _ in range(2):

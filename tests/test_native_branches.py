@@ -1,13 +1,11 @@
-"""The kernel's branches, each built for processors that have no more than it needs.
+"""The branches of the LSTM's kernel, each built for processors that have no more than it needs.
 
 Each against the rule's own computation by TensorFlow, on any machine whose processor can run it.
 The builds may have no warning. The slow tier runs them all once more under the sanitizers.
 """
 
-import functools
 import os
 import pathlib
-import platform
 import shlex
 import shutil
 import subprocess
@@ -16,63 +14,26 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from native_builds import each_branch, needs_library, op_of, skip_unless_it_runs
 
 import l2l_tf
 from l2l_tf.engine.program import Program
-from l2l_tf.update_rules.lstm import kernel_library as library
-
-# What a processor must have, in the words of /proc/cpuinfo.
-SSE = set()
-AVX = {"avx"}
-AVX2 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
-AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-BRANCHES = {"x86-64": SSE, "x86-64-v3": AVX2, "x86-64-v4": AVX512}
-VARIANTS = {"x86-64-v2": {"sse4_2", "ssse3", "popcnt"}, "sandybridge": AVX}  # of the first two
 
 # A vector has 4, 8 or 16 columns, a block 8, 16 or 64.
 SIZES = [0, 1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 128, 200]
 # Of states, with the largest relative error: of bfloat16, half of its last digit.
 DTYPES = {"float32": 3e-6, "bfloat16": 2.0**-8}
 LAYERS = [(8,), (5, 3)]
+OF_BRANCHES = ("test_native_branches.py", "test_native_hierarchical.py")
 
-pytestmark = pytest.mark.skipif(
-    library.build() is None
-    or any(device.device_type != "CPU" for device in tf.config.list_logical_devices()),
-    reason="no C++ compiler, or not a CPU",
-)
+pytestmark = needs_library
 
 
-@functools.cache
-def processor_features():
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return {word for line in lines if line.startswith("flags") for word in line.split()}
-
-
-@functools.cache
-def op_of(march):
-    """The kernel as built for an architecture, under a name of its own."""
-    name = "L2lLstmStepFor" + "".join(c for c in march.title() if c.isalnum())
-    compiler = os.environ.get("CXX") or "c++"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("L2L_TF_MARCH", march)
-        patch.setenv("CXX", f"{compiler} -Wall -Wextra -Werror -DL2L_TF_OP='\"{name}\"'")
-        path = library.build()
-    assert path is not None  # or there is a warning that has the compiler's
-    module = tf.load_op_library(str(path))
-    return next(getattr(module, key) for key in dir(module) if key.startswith("l2l_lstm_step_for"))
-
-
-@pytest.fixture(
-    params=[*BRANCHES, *[pytest.param(march, marks=pytest.mark.slow) for march in VARIANTS]]
-)
+@pytest.fixture(params=each_branch)
 def kernel(request):
     """Function of a rule, features and layers' states, as ``rule.run_layers``."""
-    march = request.param
-    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
-        pytest.skip("not Linux on x86-64")
-    if not (BRANCHES | VARIANTS)[march] <= processor_features():
-        pytest.skip(f"this processor is no {march}")
-    op = op_of(march)
+    skip_unless_it_runs(request.param)
+    op = op_of(request.param, "l2l_lstm_step")
 
     def run(rule, features, layers):
         outputs, states = op(features, Program(rule).weights(), tf.nest.flatten(layers))
@@ -201,7 +162,7 @@ def test_gates_far_from_zero(kernel):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the runtimes are preloaded as on Linux")
 def test_no_branch_fails_under_the_sanitizers(tmp_path):
-    """The tests above, with every access of memory and every operation checked.
+    """The tests of all branches, with every access of memory and every operation checked.
 
     TensorFlow, which has not been built so, needs the runtime before all other libraries, and the
     C++ library beside it, in which the runtime looks for what it replaces.
@@ -225,7 +186,8 @@ def test_no_branch_fails_under_the_sanitizers(tmp_path):
         "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's and TensorFlow's own
     }
-    tests = [sys.executable, "-m", "pytest", "-q", "-n0", "-s", "-p", "no:cacheprovider", __file__]
+    files = [str(pathlib.Path(__file__).with_name(name)) for name in OF_BRANCHES]
+    tests = [sys.executable, "-m", "pytest", "-q", "-n0", "-s", "-p", "no:cacheprovider", *files]
     result = subprocess.run(
         [*tests, "-m", "not slow"], env=environment, capture_output=True, text=True
     )

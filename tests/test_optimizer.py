@@ -92,6 +92,14 @@ def test_pieces_but_the_last_are_whole_blocks_of_one_size(monkeypatch, total, ex
     assert sum(expected) == total
 
 
+def test_pieces_of_a_small_state_are_larger(monkeypatch):
+    cpu = pieces.Policy(side_by_side=2, least=4096, most=1000, kept=1, times=16)
+    monkeypatch.setattr(pieces, "policy", lambda: cpu)
+    assert [pieces.most(n) for n in (0, 4, 16, 80, 200)] == [16_000, 16_000, 5_000, 1_000, 1_000]
+    monkeypatch.setattr(pieces, "policy", lambda: pieces.GPU)
+    assert pieces.most(4) == pieces.GPU.most
+
+
 def test_runs_cover_each_coordinate_once():
     sizes_of_tensors, sizes_of_pieces = [3, 0, 5, 1, 0], [4, 4, 1]
     runs = pieces.runs(sizes_of_tensors, sizes_of_pieces)

@@ -27,7 +27,7 @@ class ModelStep:
         self._layout = layout
         self._indices = [part.indices for part in parts.parts]
         self._steps = [
-            CoordinatesStep(rule, of_part, most=pieces.policy().most)
+            CoordinatesStep(rule, of_part, most=pieces.most(_numbers(rule)), may_fuse=True)
             if rule.coupling == "coordinate"
             else TensorsStep(rule, of_part)
             for rule, of_part in parts
@@ -49,7 +49,28 @@ class ModelStep:
 
         return [step.initial_state(make_of(part)) for part, step in enumerate(self._steps)]
 
-    def __call__(self, present, gradients, parameters, state, assign):
+    def look(self, present, gradients, parameters, state):
+        """What a step needs to know of all coordinates before it changes any.
+
+        Args: as of a call.
+
+        Returns:
+            ``(seen, are_finite, unchecked)``: what the call takes; whether the gradients of some
+            tensors are finite, a list of scalars; and the gradients of the others, a list.
+        """
+        seen, are_finite, unchecked = [], [], []
+        for part, (places, of_part) in enumerate(self._by_part(present, gradients, parameters)):
+            seen.append(None)
+            values = tf.nest.map_structure(tf.convert_to_tensor, state[part])
+            is_whole = len(places) == len(self._indices[part])
+            if places and is_whole and self._steps[part].fuses(of_part[1], values):
+                seen[-1], is_finite = self._steps[part].summarize(*of_part, values)
+                are_finite.append(is_finite)
+            else:
+                unchecked += of_part[0]
+        return seen, are_finite, unchecked
+
+    def __call__(self, present, gradients, parameters, state, assign, seen, rate, decays):
         """Takes a step of some of the variables.
 
         Args:
@@ -58,27 +79,44 @@ class ModelStep:
             parameters: alike, its value; read by rules that see parameters.
             state: with ``tf.Variable`` as leaves.
             assign: function of a variable and a value.
+            seen: of ``look``.
+            rate: factor on the updates, a scalar.
+            decays: for each, the share of itself that a variable loses.
 
         Returns:
-            List of updates, like the gradients or flat.
+            List of pairs, of the update, like the gradient or flat, and None; or of None and the
+            new value, with rate and decay.
         """
-        updates = dict.fromkeys(present)
-        of_variable = {i: (g, p) for i, g, p in zip(present, gradients, parameters)}
-        for indices, step, variables in zip(self._indices, self._steps, state):
-            places = [place for place, i in enumerate(indices) if i in of_variable]
+        steps = dict.fromkeys(present)
+        by_part = self._by_part(present, gradients, parameters, decays)
+        for part, (places, of_part) in enumerate(by_part):
             if not places:
                 continue
-            some = [of_variable[indices[place]] for place in places]
-            inputs = levels.inputs(step.rule, *map(list, zip(*some)))
+            indices, step, variables = self._indices[part], self._steps[part], state[part]
             values = tf.nest.map_structure(tf.convert_to_tensor, variables)
-            if len(places) == len(indices):
-                steps, values = step.run(inputs, values)
-            else:  # the others' state stays
-                steps, values = _run_some(step, places, inputs, values)
+            gradients, parameters, decays = of_part
+            if seen[part] is not None:
+                decays = tf.stack(decays)
+                moved, values = step.move(seen[part], gradients, parameters, values, rate, decays)
+                changes = [(None, value) for value in moved]
+            else:
+                inputs = levels.inputs(step.rule, gradients, parameters)
+                if len(places) == len(indices):
+                    updates, values = step.run(inputs, values)
+                else:  # the others' state stays
+                    updates, values = _run_some(step, places, inputs, values)
+                changes = [(update, None) for update in updates]
             for variable, value in zip(tf.nest.flatten(variables), tf.nest.flatten(values)):
                 assign(variable, value)
-            updates |= {indices[place]: update for place, update in zip(places, steps)}
-        return list(updates.values())
+            steps |= {indices[place]: change for place, change in zip(places, changes)}
+        return list(steps.values())
+
+    def _by_part(self, present, *lists):
+        """For each part, the places of the tensors that are present; and of each list, theirs."""
+        for indices in self._indices:
+            places = [place for place, i in enumerate(indices) if i in present]
+            chosen = [present.index(indices[place]) for place in places]
+            yield places, [[of_all[k] for k in chosen] for of_all in lists]
 
     def rules_at_rest(self):
         """The learned rules of the rule that make no step, tried for a few, each on a tensor."""
@@ -111,6 +149,13 @@ class ModelStep:
             step.of_tensors([states[index] for index in indices])
             for indices, step in zip(self._indices, self._steps)
         ]
+
+
+def _numbers(rule):
+    """Of the state of a coordinate, how many there are."""
+    with tf.init_scope():
+        leaves = tf.nest.flatten(rule.initial_state(1))
+    return sum(leaf.shape.num_elements() for leaf in leaves)
 
 
 def _run_some(step, places, inputs, state):

@@ -17,8 +17,9 @@ class Policy(NamedTuple):
 
     side_by_side: int  # pieces that run at once
     least: int  # coordinates that are worth a piece of their own
-    most: int  # coordinates of a piece of an optimizer's state, of which few are held at once
+    most: int  # coordinates of a piece of an optimizer's state of 80 numbers each; see `most`
     kept: int  # coordinates times steps that are backpropagated at once
+    times: int = 1  # how much more than `most` of a smaller state is a piece, at most
 
 
 # XLA shares an operation among the cores too, but small and many as they are here, whole programs
@@ -26,8 +27,13 @@ class Policy(NamedTuple):
 GPU = Policy(side_by_side=1, least=1, most=4_000_000, kept=4_000_000)
 # Within a program of XLA's nothing waits for a core: what shares one runs beside it, as a program.
 ONE_PROGRAM = Policy(side_by_side=1, least=4096, most=32_768, kept=10_240)
+# What a rule needs beside a piece's state grows with it, and few pieces are held at once. Where
+# there is little of both, larger ones cost less: each is a call, and is joined and cut.
+LARGE_STATE = 80
 # Beyond so many, pieces grow instead: each is a part of the program.
 MAX_PIECES = 128
+# Of a piece of whole tensors, the most coordinates, if it is of several.
+WHOLE = 1_000_000
 # Pieces but the last are a multiple of it, so that rows of the state begin with a cache line each.
 BLOCK = 64
 
@@ -38,7 +44,14 @@ def policy():
         return GPU
     if hooks.xla_compiles_this():
         return ONE_PROGRAM
-    return Policy(side_by_side=os.cpu_count() or 1, least=4096, most=32_768, kept=10_240)
+    cores = os.cpu_count() or 1
+    return Policy(side_by_side=cores, least=4096, most=32_768, kept=10_240, times=16)
+
+
+def most(numbers):
+    """Coordinates of a piece, at most, of a state with so many numbers a coordinate."""
+    of_device = policy()
+    return of_device.most * min(of_device.times, max(1, LARGE_STATE // max(1, numbers)))
 
 
 def cut(total, most=None):
@@ -54,6 +67,19 @@ def cut(total, most=None):
     size = max(1, -(-total // (count * BLOCK))) * BLOCK
     sizes = [size] * (total // size)
     return sizes + [total % size] if total % size or not sizes else sizes
+
+
+def cut_between(sizes_of_tensors):
+    """Sizes of pieces of whole tensors, for a step that goes through them without copies.
+
+    Its new state is beside the old one for a piece at a time.
+    """
+    sizes = [0]
+    for size in sizes_of_tensors:
+        if size and sizes[-1] and sizes[-1] + size > WHOLE:
+            sizes.append(0)
+        sizes[-1] += size
+    return sizes
 
 
 class Run(NamedTuple):

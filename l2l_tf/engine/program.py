@@ -37,6 +37,11 @@ class Program:
         if self._compiled.kernel is not None:
             self._compiled.kernel.build()
 
+    @property
+    def fused(self):
+        """The rule's ``fused_step``, or None."""
+        return self._compiled.fused
+
     def weights(self, values=None):
         """The rule's weights as they are now, a list of tensors.
 
@@ -138,7 +143,7 @@ class _Compiled:
     """The compiled functions of a rule, and of those alike."""
 
     def __init__(self, rule):
-        self.kernel = rule.kernel()
+        self.kernel, self.fused = rule.kernel(), rule.fused_step()
         self._rule = rule
         self._functions = {}
 

@@ -8,7 +8,9 @@ pieces are held at once.
 An optimizer's are in ``model_step.py``, an unroll's in ``optimizee_step.py``.
 """
 
+import bisect
 import functools
+import itertools
 import math
 
 import tensorflow as tf
@@ -29,16 +31,21 @@ class CoordinatesStep:
         layout: list of ``(name, shape)`` of its tensors.
         num_models: models with these tensors side by side, whose coordinates follow each other.
         most: coordinates in a piece, at most; None for as many pieces as run side by side.
+        may_fuse: where the rule has a fused step, pieces are of whole tensors, as it takes them.
     """
 
-    def __init__(self, rule, layout, num_models=1, most=None):
+    def __init__(self, rule, layout, num_models=1, most=None, may_fuse=False):
         shapes = [tuple(shape) for _, shape in layout]
         self.rule = rule
         self.program = Program(rule)
         self.sizes = [math.prod(shape) for shape in shapes] * num_models
         # Without a control, a coordinate's tensor does not matter.
         self.blocks = Blocks(self.sizes, pieces.BLOCK if rule.has_control else 1)
-        self.piece_sizes = pieces.cut(self.blocks.total, most)
+        self._fused = self.program.fused if may_fuse and self.program.fused else None
+        if self._fused is not None and self._fused.build():
+            self.piece_sizes = pieces.cut_between(self.blocks.padded)
+        else:
+            self._fused, self.piece_sizes = None, pieces.cut(self.blocks.total, most)
         self.tensors = levels.Tensors.of_shapes(shapes, rule.dtype, num_models)
         self._blocks = self.blocks.split(self.piece_sizes)
         self._layout, self._most = layout, most
@@ -119,6 +126,58 @@ class CoordinatesStep:
             updates.append(update)
             states.append(state)
         return updates, states
+
+    def fuses(self, parameters, state):
+        """Whether ``summarize`` and ``move`` take these here: a step without copies."""
+        return self._fused is not None and self._fused.can_run(parameters, state[0])
+
+    def summarize(self, gradients, parameters, state):
+        """``(summaries [S, K], whether all gradients are finite)``, of lists with all tensors."""
+        pairs = []
+        for of_tensors, piece in zip(self._tensors_of_pieces(), state[0]):
+            pairs.append(
+                self._fused.summarize(
+                    gradients[of_tensors], parameters[of_tensors], piece, self.blocks.size
+                )
+            )
+        summaries, are_finite = zip(*pairs)
+        if len(pairs) == 1:
+            return pairs[0]
+        return tf.concat(summaries, axis=1), tf.reduce_all(are_finite)
+
+    def move(self, summaries, gradients, parameters, state, rate, decays):
+        """``(parameters, state)`` after a step whose summaries are known.
+
+        Args:
+            rate: factor on the updates, a scalar.
+            decays: for each tensor the share of itself that it loses, ``[K]``.
+        """
+        weights, (of_pieces, control) = self.program.weights(), state
+        controls, control = self.program.control(weights, summaries, control, self.tensors)
+        moved, new = [], []
+        for of_tensors, piece in zip(self._tensors_of_pieces(), of_pieces):
+            # One after another: what is new of one takes the memory of what was old of another.
+            with tf.control_dependencies(moved[-1:]):
+                of_piece = self._fused.update(
+                    weights,
+                    gradients[of_tensors],
+                    parameters[of_tensors],
+                    piece,
+                    self.blocks.size,
+                    controls[:, of_tensors],
+                    rate,
+                    decays[of_tensors],
+                )
+            moved += of_piece[0]
+            new.append(of_piece[1])
+        return moved, (new, control)
+
+    def _tensors_of_pieces(self):
+        """For each piece the tensors that it consists of, where these are whole: a slice."""
+        ends = list(itertools.accumulate(self.piece_sizes))
+        tensors = list(itertools.accumulate(self.blocks.padded))
+        last = [bisect.bisect_right(tensors, end) for end in ends]
+        return [slice(*pair) for pair in itertools.pairwise([0, *last])]
 
     def by_tensor(self, state):
         """For each tensor the state of its coordinates; with a control, a pair with its column."""
@@ -217,6 +276,9 @@ class TensorsStep:
     def structure(self, tensor):
         with tf.init_scope():
             return self.rule.initial_state([self._layout[tensor]])[0]
+
+    def fuses(self, parameters, state):
+        return False
 
     def only(self, tensors):
         return TensorsStep(self.rule, [self._layout[k] for k in tensors])

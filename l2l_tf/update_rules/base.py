@@ -189,6 +189,14 @@ class UpdateRule(keras.layers.Layer):
         """
         return None
 
+    def fused_step(self):
+        """A faster step of whole tensors, with a control, than XLA makes of the levels; or None.
+
+        Returns:
+            An object as ``hierarchical_step.HierarchicalStep``.
+        """
+        return None
+
     def parts(self, layout):
         """The parts that run independently of each other, each by a rule of its own.
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from l2l_tf import arguments
 from l2l_tf.update_rules import base
+from l2l_tf.update_rules.hierarchical_step import HierarchicalStep
 
 FAST, SLOW, SQUARE = 0.9, 0.99, 0.99  # decays of the two momenta and of the second moment
 POWERS = (0.8, 0.95, 0.99)  # of the averages of a tensor's gradient power
@@ -181,6 +182,11 @@ class Hierarchical(base.UpdateRule):
             direction, *_ = self._corrected(direction, moves, *outputs)
         return -step * direction, state
 
+    def fused_step(self):
+        # A subclass with a step of its own has another.
+        own = type(self).summarize, type(self).update, type(self).initial_state
+        return HierarchicalStep(self) if own == _OF_KERNEL else None
+
     def backpropagate_step(self, inputs, state, cotangents, controls):
         """As of ``UpdateRule``, by hand: as matrix products, where ``update`` is one loop."""
         state, step, direction, *of_net = self._seen(inputs, state, controls)
@@ -331,6 +337,9 @@ class Hierarchical(base.UpdateRule):
             "max_direction": self.max_direction,
             "seed": self.seed,
         }
+
+
+_OF_KERNEL = Hierarchical.summarize, Hierarchical.update, Hierarchical.initial_state
 
 
 def _gradients(inputs):

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from l2l_tf import hooks
 from l2l_tf.update_rules import xla
-from l2l_tf.update_rules.lstm import cells, kernel_library
+from l2l_tf.update_rules.lstm import cells
+from l2l_tf.update_rules.native import library
 
 # Coordinates from which on the features take less time as an XLA program: below, TensorFlow's
 # kernels are as fast, and need no program for each size.
@@ -28,7 +29,7 @@ class Kernel:
 
     def build(self):
         """Compiles the kernel, once a machine."""
-        kernel_library.build()
+        library.build()
 
     def can_run(self, state=()):
         """Whether the kernel computes ``rule.update`` here: on this machine, in this graph."""
@@ -39,7 +40,7 @@ class Kernel:
             and {leaf.dtype for leaf in tf.nest.flatten(state)} <= {tf.float32, tf.bfloat16}
             and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
             and not hooks.xla_compiles_this()
-            and kernel_library.load(may_build=False) is not None
+            and library.load(may_build=False) is not None
         )
 
     def __call__(self, weights, gradients, state):
@@ -69,7 +70,7 @@ class Kernel:
 
 def _run_layers(rule, weights, features, states):
     """``rule.run_layers`` by the kernel, for the hidden and cell of all layers."""
-    outputs, new_states = kernel_library.load().l2l_lstm_step(features, weights, states)
+    outputs, new_states = library.load().l2l_lstm_step(features, weights, states)
     outputs.set_shape([rule.num_outputs, features.shape[1]])
     for new, old in zip(new_states, states):
         new.set_shape(old.shape)

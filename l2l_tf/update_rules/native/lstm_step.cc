@@ -11,117 +11,27 @@
 //
 // A call runs on one thread: the caller cuts columns into as many calls as there are cores.
 //
-// The compiler's -march chooses the branch: AVX-512, AVX, or what every processor has.
-
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "tensors.h"
+#include "vectors.h"
 
-#include "tensorflow/c/kernels.h"
-#include "tensorflow/c/ops.h"
-
-// Another name lets a process load builds for several architectures, as tests do.
-#if !defined(L2L_TF_OP)
-#define L2L_TF_OP "L2lLstmStep"
-#endif
+#define L2L_TF_OP "L2lLstmStep" L2L_TF_SUFFIX
 
 namespace {
 
 // A block has kVectors vectors of kLanes columns. The four gates of a unit, for the whole block,
 // are summed in 4 * kVectors registers.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kVectors = 4;
-constexpr __mmask16 kAllLanes = 0xffff;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kVectors = 2;
-#elif defined(__aarch64__)
-constexpr int kLanes = 4, kVectors = 4;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kVectors = 4;
 #else
-constexpr int kLanes = 4, kVectors = 2;
+constexpr int kVectors = 2;
 #endif
 constexpr int kBlock = kLanes * kVectors;
-constexpr int kCacheLine = 64;
-
-typedef float Vector __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Integers __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-struct Bfloat16 {
-  uint16_t bits;
-};
-
-inline Vector Load(const float* from) {
-  Vector value;
-  std::memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-inline Vector Load(const Bfloat16* from) {
-  Halves halves;
-  std::memcpy(&halves, from, sizeof(halves));
-  return (Vector)(__builtin_convertvector(halves, Integers) << 16);
-}
-
-inline void Store(Vector value, float* to) { std::memcpy(to, &value, sizeof(value)); }
-
-// Rounds to nearest, ties to even. NaN stays NaN.
-inline void Store(Vector value, Bfloat16* to) {
-  Integers bits = (Integers)value;
-  Integers rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  rounded = value == value ? rounded : (bits | 0x400000);
-  Halves halves = __builtin_convertvector((rounded >> 16) & 0xffff, Halves);
-  std::memcpy(to, &halves, sizeof(halves));
-}
-
-// Past the caches: `to` is aligned.
-#if defined(__AVX512F__)
-inline void Stream(Vector value, float* to) { _mm512_stream_ps(to, (__m512)value); }
-
-inline void Stream(Vector value, Bfloat16* to) {
-  alignas(2 * kLanes) Bfloat16 halves[kLanes];
-  Store(value, halves);
-  _mm256_stream_si256((__m256i*)to, *(const __m256i*)halves);
-}
-#else
-template <typename T>
-void Stream(Vector value, T* to) {
-  Store(value, to);
-}
-#endif
-
-inline Vector Reciprocal(Vector x) {
-#if defined(__AVX512F__)
-  Vector estimate = (Vector)_mm512_maskz_rcp14_ps(kAllLanes, (__m512)x);
-  return estimate * (2.0f - x * estimate);  // one step of Newton's: 28 bits
-#else
-  return 1.0f / x;
-#endif
-}
-
-// The smaller and the larger of two; NaN where x is NaN. One instruction, which the compiler does not
-// make of a comparison. With a mask of all lanes: what has none is given an undefined vector in GCC's
-// header, of which GCC warns.
-inline Vector Min(float bound, Vector x) {
-#if defined(__AVX512F__)
-  return (Vector)_mm512_maskz_min_ps(kAllLanes, (__m512)(Vector{} + bound), (__m512)x);
-#else
-  return x > bound ? Vector{} + bound : x;
-#endif
-}
-
-inline Vector Max(float bound, Vector x) {
-#if defined(__AVX512F__)
-  return (Vector)_mm512_maskz_max_ps(kAllLanes, (__m512)(Vector{} + bound), (__m512)x);
-#else
-  return x < bound ? Vector{} + bound : x;
-#endif
-}
 
 struct Fraction {
   Vector over, under;  // under: 1 to 200
@@ -365,16 +275,6 @@ void StepColumns(const Stack& stack, int64_t n, const float* features,
 
 // TensorFlow's side.
 
-using Status = std::unique_ptr<TF_Status, decltype(&TF_DeleteStatus)>;
-using Tensor = std::unique_ptr<TF_Tensor, decltype(&TF_DeleteTensor)>;
-
-int64_t Size(const Tensor& tensor, int axis) { return TF_Dim(tensor.get(), axis); }
-
-template <typename T>
-T* Data(const Tensor& tensor) {
-  return static_cast<T*>(TF_TensorData(tensor.get()));
-}
-
 // What is wrong with the shapes of the inputs, or an empty string.
 std::string Mismatch(const std::vector<Tensor>& inputs, int num_layers) {
   for (const Tensor& tensor : inputs) {
@@ -471,10 +371,6 @@ void Compute(void*, TF_OpKernelContext* context) {
   } else {
     Run<float>(stack, inputs, outputs);
   }
-}
-
-void UnknownShapes(TF_ShapeInferenceContext* context, TF_Status* status) {
-  TF_ShapeInferenceContextSetUnknownShape(context, status);
 }
 
 bool Register() {

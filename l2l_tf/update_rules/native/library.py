@@ -27,15 +27,16 @@ import warnings
 
 import tensorflow as tf
 
-SOURCE = pathlib.Path(__file__).parent / "lstm_step.cc"
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno"]
-MAX_SECONDS = 120  # of a run of the compiler, which takes about two
+SOURCES = sorted(pathlib.Path(__file__).parent.glob("*.cc"))
+HEADERS = sorted(pathlib.Path(__file__).parent.glob("*.h"))
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-pthread"]
+MAX_SECONDS = 120  # of a run of the compiler, which takes about five
 _lock = threading.Lock()
 _is_built = False  # by a call of `build` in this process, or found by it
 
 
 def build(anew=False):
-    """Compiles the library, unless this machine has done so before, in about two seconds.
+    """Compiles the library, unless this machine has done so before, in about five seconds.
 
     This is the one step that compiles. Whoever wants the kernel calls it once a process; ``load``
     takes what it has written.
@@ -134,17 +135,18 @@ def _march():
 def _path(compiler):
     """Where the compiled library is, or is to be."""
     # All that it depends on: "native" is this processor, whose features are its name's.
-    source, command = SOURCE.read_text(encoding="utf-8"), _command(compiler)
+    sources = [path.read_text(encoding="utf-8") for path in (*SOURCES, *HEADERS)]
+    command = _command(compiler)
     version = _run([*compiler, "--version"])
-    parts = [source, *command, version, tf.version.GIT_VERSION, _processor()]
+    parts = [*sources, *command, version, tf.version.GIT_VERSION, _processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return _cache_directory() / f"lstm_step-{digest}.so"
+    return _cache_directory() / f"kernels-{digest}.so"
 
 
 def _command(compiler):
     link = [*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags()]
     flags = [*FLAGS, f"-march={_march()}", "-shared", "-fPIC"]
-    return [*compiler, *flags, str(SOURCE), *link]
+    return [*compiler, *flags, *map(str, SOURCES), *link]
 
 
 def _compile(compiler, path):

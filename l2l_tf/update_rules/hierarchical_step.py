@@ -1,0 +1,97 @@
+"""Hierarchical's step of whole tensors by the native kernel, where it can be had.
+
+XLA makes several loops over the coordinates, of vectors that gradients and parameters are copied
+to and updates are copied from. The kernel reads each number where it is, in two passes, and writes
+it once. What the control does between the two is left to XLA.
+"""
+
+import os
+
+import tensorflow as tf
+
+from l2l_tf import hooks
+from l2l_tf.update_rules.native import library
+
+UNITS = (0, 4, 8)  # of the nets that the kernel is compiled for
+NUM_NET_WEIGHTS = 5  # the last ones of the rule's
+
+
+class HierarchicalStep:
+    """Both passes over the coordinates of a ``Hierarchical``, in float32.
+
+    The state of some tensors is one vector a leaf, that of each filled up to a multiple of `block`.
+
+    Args:
+        rule: a ``Hierarchical``.
+    """
+
+    def __init__(self, rule):
+        self._units, self._max_direction = rule.coordinate_units, rule.max_direction
+        self._is_float32 = rule.dtype == "float32"
+
+    def build(self):
+        """Compiles the kernel, once a machine: whether there is one."""
+        return self._units in UNITS and self._is_float32 and library.build() is not None
+
+    def can_run(self, parameters, state):
+        """Whether the kernel takes these, on this machine, in this graph."""
+        return (
+            self._units in UNITS
+            and self._is_float32
+            and all(parameter.dtype == tf.float32 for parameter in parameters)
+            and {leaf.dtype for leaf in tf.nest.flatten(state)} <= {tf.float32, tf.bfloat16}
+            and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+            and not hooks.xla_compiles_this()
+            and library.load(may_build=False) is not None
+        )
+
+    def summarize(self, gradients, parameters, state, block):
+        """``(summaries [S, K], whether all gradients are finite)``.
+
+        Args:
+            gradients, parameters: lists of K tensors.
+            state: of their coordinates, before the step.
+        """
+        summaries, is_finite = library.load().l2l_hierarchical_summarize(
+            gradients,
+            parameters,
+            *state,
+            has_net=self._units > 0,
+            block=block,
+            threads=_num_threads(),
+        )
+        summaries.set_shape([12 if self._units else 10, len(gradients)])
+        is_finite.set_shape([])
+        return summaries, is_finite
+
+    def update(self, weights, gradients, parameters, state, block, controls, rate, decays):
+        """``(parameters, state)`` after a step; the gradients' memory may be taken.
+
+        Args:
+            weights: the rule's, a list of tensors.
+            controls: ``[C, K]``.
+            rate: factor on the updates, a scalar.
+            decays: for each tensor the share of itself that it loses, ``[K]``.
+        """
+        *moved, fast, slow, square = tf.nest.flatten(
+            library.load().l2l_hierarchical_update(
+                gradients,
+                parameters,
+                controls,
+                weights[-NUM_NET_WEIGHTS:] if self._units else [],
+                rate,
+                decays,
+                *state,
+                max_direction=self._max_direction,
+                block=block,
+                threads=_num_threads(),
+            )
+        )
+        new_state = fast, slow, square
+        for new, old in zip((*moved, *new_state), (*parameters, *state)):
+            new.set_shape(old.shape)
+        return moved, new_state
+
+
+def _num_threads():
+    return tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
