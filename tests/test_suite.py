@@ -280,7 +280,7 @@ class Losses:
 
     def __init__(self, of_exponent):
         self.of_exponent = of_exponent
-        self.suite_problem = general.get("graph")
+        self.suite_problem = suite.get("graph")
 
     def runner(self, rule):
         return rule
