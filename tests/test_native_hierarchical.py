@@ -63,7 +63,7 @@ def net_of(units):
 
 
 def random_inputs(units, dtype="float32", seed=0):
-    """Gradients, parameters, state and controls; some coordinates have had no gradient yet."""
+    """Gradients, parameters, state, controls; some coordinates had no gradient, yet or of late."""
     rng = np.random.default_rng(seed)
     gradients, parameters = rng.normal(size=[2, sum(SIZES)]).astype("float32")
     sizes = np.exp(3 * rng.normal(size=sum(SIZES)))
@@ -72,6 +72,9 @@ def random_inputs(units, dtype="float32", seed=0):
     at_rest = rng.random(sum(SIZES)) < 0.1
     state = [np.where(at_rest, 0, leaf).astype("float32") for leaf in (fast, slow, square)]
     gradients = np.where(at_rest & (rng.random(sum(SIZES)) < 0.5), 0, gradients * sizes)
+    nearly_at_rest = rng.random(sum(SIZES)) < 0.2
+    gradients[nearly_at_rest] *= 1e-3
+    state[0][nearly_at_rest] *= 1e-3
     state = [tf.cast(tf.cast(leaf, dtype), "float32").numpy() for leaf in state]
     controls = rng.normal(size=[5 + units if units else 4, len(SIZES)])
     controls[:4] = rng.uniform(0.5, 2.0, [4, len(SIZES)])

@@ -1,0 +1,1 @@
+"""Native kernels in C++, and the library that they are compiled into."""
