@@ -212,7 +212,7 @@ class SuiteResult:
         rows = math.ceil(len(self.entries) / columns)
         figure = Figure(figsize=(3.1 * columns, 2.4 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, entry in zip(grid, self.entries):
+        for entry, axes in zip(self.entries, grid):  # in this order, which takes no axes too many
             curves = {name: entry.baselines[name].curve.mean(axis=0) for name in DRAWN}
             curves |= {rule: thinned(run.curve.mean(axis=0)) for rule, run in entry.runs.items()}
             for index, (name, curve) in enumerate(curves.items()):
