@@ -245,7 +245,14 @@ def test_few_batches_of_any_problem():
     assert steps[:4] == [0, 1, 2, 3] and sorted(steps[4:8]) == [0, 1, 2, 3] and len(steps) == 9
 
 
-@pytest.mark.parametrize("problem", [Counting, numbered, lambda: numbered(as_stream=True)])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Counting,
+        pytest.param(numbered, marks=pytest.mark.slow),
+        pytest.param(lambda: numbered(as_stream=True), marks=pytest.mark.slow),
+    ],
+)
 def test_many_batches_are_as_without(problem):
     for few in ({"num_batches": (100, 100)}, {"probability": 0}):
         _, batches = episode(FewBatches(problem(), **few), 10)

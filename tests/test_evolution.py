@@ -151,7 +151,7 @@ CASES = {
 }
 
 
-FAST = "simple, XLA", "grouped"
+FAST = ("simple",)
 
 
 @pytest.mark.parametrize(

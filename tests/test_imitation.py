@@ -48,6 +48,7 @@ def taped(rule, teacher, problem):
     return tape.gradient(value, variables), values
 
 
+@pytest.mark.slow
 def test_the_meta_gradient_is_that_of_a_tape():
     rule, teacher, problem = Momentum64(), update_rules.Adam(0.1, dtype="float64"), Bowl64()
     estimator = imitation(teacher)
@@ -59,6 +60,7 @@ def test_the_meta_gradient_is_that_of_a_tape():
     assert not received.left_out.numpy().any()
 
 
+@pytest.mark.slow
 def test_after_a_stop_nothing_is_imitated():
     """The teacher would go on, by its momentum."""
     problem = Torn64()

@@ -16,7 +16,7 @@ from l2l_tf.evaluation.suite.contest import Contest, Run, thinned
 from l2l_tf.evaluation.suite.report import Entry, SuiteResult
 from l2l_tf.problems import suite
 
-QUICK = ("cancer_logistic", "graph", "factorization", "image_blur", "image_vae", "burgers")
+QUICK = ("cancer_logistic", "graph", "factorization", "image_vae", "burgers")
 GET = suite.get
 LOCAL = [name for name in suite.NAMES if name not in suite.READ_FROM_TFDS]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LOCAL if name not in QUICK]

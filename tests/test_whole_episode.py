@@ -29,7 +29,6 @@ RULES = {
 }
 FAST = [
     ("quadratic", "lstm"),
-    ("digits", "hierarchical"),
     ("lasso", "lstm"),
     ("rastrigin", "lstm"),
     ("simple", "lstm"),

@@ -65,7 +65,7 @@ def few_enough(are_one_program):
     """Of several problems, those that are one program and for which there are memory maps.
 
     XLA's compiler for CPUs leaves about a thousand maps a program, and Linux ends a process that
-    needs more than `vm.max_map_count`. Each problem has two programs, one to validate on.
+    needs more than `vm.max_map_count`. What else a problem has compiled counts as much again.
 
     Args:
         are_one_program: list of bool, of the problems.

@@ -437,7 +437,7 @@ class MetaTrainer(keras.Model):
     def validate(self, window):
         """Adds to ``validation`` an element of ``validation_dataset(...)``."""
         index, data = window if isinstance(window, tuple) else (0, window)
-        jit_compile = self._are_one_program()[index]
+        jit_compile = False if self._is_auto else bool(self.jit_compile)  # few steps, seldom
         self.validation.add(index, data, jit_compile=jit_compile, run_eagerly=self.run_eagerly)
 
     @property
