@@ -5,9 +5,12 @@ import re
 
 from l2l_tf import arguments, catalog, paths, problems, saving
 from l2l_tf.evaluation.evaluate import evaluate
+from l2l_tf.evaluation.suite import evaluate_suite as suite_lib
 from l2l_tf.files import cards
 
 HORIZONS = (20, 100, 200)
+# Problem of a meta-training → the suite by which its rules are measured.
+SUITES = {"general": "general suite"}
 
 # What a shipped rule's card takes over from that of its meta-training.
 KEPT = ("format_version", "command", "settings", "versions", "machine", "seconds")
@@ -95,4 +98,39 @@ def measure(name, data_dir=None, horizons=None, num_seeds=None, *, verbose=False
             verbose=verbose,
         )
         for num_steps in horizons
+    }
+
+
+def measure_on_suite(name, data_dir=None, num_seeds=suite_lib.NUM_SEEDS, *, verbose=False):
+    """Compares a shipped rule for any model with the baselines of the general suite.
+
+    Args:
+        name: of the rule.
+        data_dir, num_seeds, verbose: as of ``evaluate_suite``.
+
+    Returns:
+        A ``SuiteResult``.
+    """
+    card_of(name)
+    return suite_lib.evaluate_suite(
+        {name: name}, num_seeds=num_seeds, data_dir=data_dir, verbose=verbose
+    )
+
+
+def tables_of_suite(name, result):
+    """What a card keeps of a ``SuiteResult``: a row for each of the suite's baselines."""
+    content = result.to_json()
+    of_rule = content["rules"][name]
+    ratios = {
+        problem: of["rules"][name]["against"]["adam"]["final"]
+        for problem, of in content["problems"].items()
+    }
+    return {
+        SUITES["general"]: {
+            "against": of_rule["against"],
+            "diverged": of_rule["diverged"],
+            "overfitted": of_rule["overfitted"],
+            "final loss over tuned Adam's": ratios,
+            "left out": sorted(result.left_out),
+        }
     }
