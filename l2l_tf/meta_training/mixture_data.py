@@ -83,9 +83,10 @@ class MixtureData:
             num_parallel=size,
             **self._windows,
         )
-        # There are many iterators: none keeps windows for later.
+        # There are many iterators: none keeps windows for later, or has a thread that tunes it.
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False
+        options.autotune.enabled = False
         return dataset.with_options(options)
 
 
