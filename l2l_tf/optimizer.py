@@ -39,7 +39,8 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
     * **Sparse gradients** (of an Embedding): rows that a batch does not touch have a gradient of 0;
       the rule sees it, and their state advances, as the moments of Keras' Adam do.
 
-    A rule is meta-trained to do well at a learning rate of 1.0, without clipping or decay.
+    A rule is meta-trained to do well at a learning rate of 1.0, without clipping or decay. With no
+    rule named, it is "general", for any model: there is nothing to tune.
 
     Args:
         rule: an ``UpdateRule``; or what ``l2l_tf.load`` takes: a shipped rule's name or a
@@ -61,11 +62,15 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
 
     >>> import numpy as np, l2l_tf
     >>> model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
-    >>> rule = l2l_tf.update_rules.Momentum(learning_rate=0.1, nesterov=True)
-    >>> model.compile(optimizer=l2l_tf.LearnedOptimizer(rule), loss="mse")
-    >>> history = model.fit(np.ones([8, 4]), np.ones([8, 1]), epochs=2, verbose=0)
-    >>> history.history["loss"][1] < history.history["loss"][0]
+    >>> model.compile(optimizer=l2l_tf.LearnedOptimizer(), loss="mse")
+    >>> history = model.fit(np.ones([8, 4]), np.ones([8, 1]), epochs=9, verbose=0)
+    >>> history.history["loss"][-1] < history.history["loss"][0]
     True
+
+    And with a rule by hand:
+
+    >>> rule = l2l_tf.update_rules.Momentum(learning_rate=0.1, nesterov=True)
+    >>> optimizer = l2l_tf.LearnedOptimizer(rule)
     """
 
     # Keras multiplies decoupled weight decay by the learning rate, and the weight decays that
@@ -75,7 +80,7 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
 
     def __init__(
         self,
-        rule,
+        rule="general",
         learning_rate=1.0,
         weight_decay=None,
         clipnorm=None,
