@@ -372,14 +372,17 @@ runpy.run_path({str(ROOT / "l2l_tf" / "command_line.py")!r})["run"]("bin/x", mai
 
 
 def test_the_registry_has_every_rule_that_can_be_meta_trained_by_name():
-    by_name = {name: getattr(update_rules, cls) for name, (cls, _) in registry.CONV_RULES.items()}
+    by_name = {
+        name: (getattr(update_rules, cls), options)
+        for name, (cls, options, _) in registry.CONV_RULES.items()
+    }
     classes = [getattr(update_rules, name) for name in update_rules.__all__]
     hand_designed = update_rules.SGD.__bases__[0]
     others = (update_rules.UpdateRule, update_rules.GroupedRule)
     learned = {c for c in classes if c not in others and not issubclass(c, hand_designed)}
-    assert set(by_name.values()) == learned
-    for name, cls in by_name.items():
-        assert new_rules.name_of(cls()) == name
+    assert {cls for cls, _ in by_name.values()} == learned
+    for name, (cls, options) in by_name.items():
+        assert new_rules.name_of(cls(**options)) == name
     help_text = call("meta_train", "--help").stdout
-    for name, (_, what) in registry.CONV_RULES.items():
+    for name, (_, _, what) in registry.CONV_RULES.items():
         assert name in help_text and what[:20] in " ".join(help_text.split())
