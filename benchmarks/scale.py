@@ -80,19 +80,32 @@ def seconds_of(trainer):
     return first, sorted(times)[len(times) // 2]
 
 
+def held():
+    """Memory maps of this process, and MiB that are resident."""
+    with open("/proc/self/maps") as file:
+        maps = len(file.readlines())
+    with open("/proc/self/statm") as file:
+        return maps, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def row(trainer, **what):
+    num_problems = len(trainer.problem.problems)
+    before = held()
     first, seconds = seconds_of(trainer)
+    maps, size = [(b - a) / num_problems for a, b in zip(before, held())]
     inner_steps = trainer.num_episodes_at_once * trainer.num_steps
     return {
         **what,
         "seconds of a meta-step": round(seconds, 4),
         "inner steps a second": round(inner_steps / seconds),
         "first seconds": round(first, 1),
+        "memory maps a problem": round(maps),
+        "MiB a problem": round(size),
     }
 
 
 def problems():
-    """The number of problems costs compilation alone; two groups run side by side."""
+    """The number of problems costs compilation and memory; two groups run side by side."""
     cases = [(1, 1), (4, 1), (4, 2)]
     return [
         row(trainer_of(32, number, num_groups=groups), problems=number, groups=groups)

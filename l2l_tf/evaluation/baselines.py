@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from l2l_tf import arguments
+from l2l_tf.evaluation.rate_search import coarse_to_fine
 from l2l_tf.update_rules import hand_designed
 
 BASELINES = {
@@ -67,35 +68,22 @@ def tune(name, arena, num_seeds, progress=lambda: None):
     dtype = "float64" if arena.problem.dtype == "float64" else "float32"
     rule = BASELINES[name](learning_rate=0.1, dtype=dtype)
     runner = arena.runner(rule)
-    scores = {}
 
     def score(exponent):
-        if exponent not in scores:
-            rule.learning_rate.assign(_rate(exponent))
-            scores[exponent] = float(np.mean(arena.losses(runner, "tune", num_seeds)))
-            progress()
-        return scores[exponent] if np.isfinite(scores[exponent]) else np.inf
+        rule.learning_rate.assign(_rate(exponent))
+        mean = float(np.mean(arena.losses(runner, "tune", num_seeds)))
+        progress()
+        return mean
 
-    for exponent in COARSE_EXPONENTS:
-        score(exponent)
-    stride = COARSE_STRIDE
-    while stride >= 1:
-        best = min(scores, key=score)
-        if abs(best) > EXPONENT_LIMIT or score(best) == np.inf:
-            raise RuntimeError(
-                f"No best learning rate found for {name!r} on '{arena.problem.name}': tried "
-                f"{_rate(min(scores)):.3g} to {_rate(max(scores)):.3g}. Expected: a finite loss "
-                "that rises again towards both ends."
-            )
-        neighbours = [best - stride, best + stride]
-        if all(n in scores for n in neighbours):
-            stride //= 2
-        for n in neighbours:
-            score(n)
-
-    best = min(scores, key=score)
+    best, scores = coarse_to_fine(score, COARSE_EXPONENTS, COARSE_STRIDE, EXPONENT_LIMIT)
+    if best is None:
+        raise RuntimeError(
+            f"No best learning rate found for {name!r} on '{arena.problem.name}': tried "
+            f"{_rate(min(scores)):.3g} to {_rate(max(scores)):.3g}. Expected: a finite loss "
+            "that rises again towards both ends."
+        )
     rule.learning_rate.assign(_rate(best))
-    grid = [[_rate(e), s if np.isfinite(s) else None] for e, s in sorted(scores.items())]
+    grid = [[_rate(e), s if np.isfinite(s) else None] for e, s in scores.items()]
     return Tuned(rule, _rate(best), grid)
 
 

@@ -9,8 +9,7 @@ from l2l_tf.evaluation.suite import evaluate_suite as suite_lib
 from l2l_tf.files import cards
 
 HORIZONS = (20, 100, 200)
-# Problem of a meta-training → the suite by which its rules are measured.
-SUITES = {"general": "general suite"}
+ANY_MODEL = "general"  # the problem of a meta-training whose rules are measured on the suite
 
 # What a shipped rule's card takes over from that of its meta-training.
 KEPT = ("format_version", "command", "settings", "versions", "machine", "seconds")
@@ -119,14 +118,10 @@ def measure_on_suite(name, data_dir=None, num_seeds=suite_lib.NUM_SEEDS, *, verb
 
 def tables_of_suite(name, result):
     """What a card keeps of a ``SuiteResult``: a row for each of the suite's baselines."""
-    content = result.to_json()
-    of_rule = content["rules"][name]
-    ratios = {
-        problem: of["rules"][name]["against"]["adam"]["final"]
-        for problem, of in content["problems"].items()
-    }
+    of_rule = result.to_json()["rules"][name]
+    ratios = {problem: of.final for problem, of in result.comparisons(name, "adam").items()}
     return {
-        SUITES["general"]: {
+        "general suite": {
             "against": of_rule["against"],
             "diverged": of_rule["diverged"],
             "overfitted": of_rule["overfitted"],

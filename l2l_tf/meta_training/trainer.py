@@ -437,7 +437,9 @@ class MetaTrainer(keras.Model):
     def validate(self, window):
         """Adds to ``validation`` an element of ``validation_dataset(...)``."""
         index, data = window if isinstance(window, tuple) else (0, window)
-        jit_compile = False if self._is_auto else bool(self.jit_compile)  # few steps, seldom
+        jit_compile = (
+            False if self._is_auto else bool(self.jit_compile)
+        )  # seldom: not worth a program
         self.validation.add(index, data, jit_compile=jit_compile, run_eagerly=self.run_eagerly)
 
     @property

@@ -21,8 +21,8 @@ class ScheduleFreeAdamW(hand_designed.HandDesignedRule):
     **The parameters that it moves are y, where gradients are to be taken; its result is x**, which
     ``final_parameters`` gives. With a ``LearnedOptimizer``, a model's variables stay at y.
 
-    The bias correction divides v_t, as in the authors' code since its version 1.3; that of the
-    paper's experiments multiplies γ_t with √(1 - β2^t), and so gives early iterates less weight.
+    The bias correction divides v_t, as Adam's does. The code of the paper's experiments multiplies
+    γ_t with √(1 - β2^t) instead, and so gives early iterates less weight.
 
     Args:
         learning_rate: γ; the authors' default is 0.0025.

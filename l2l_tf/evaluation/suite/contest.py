@@ -1,5 +1,6 @@
 """Contest: a suite problem, on which every optimizer is run and measured in the same way."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ class Contest:
         of_sample = tf.constant([seed, -1], tf.int64)  # no episode's
         self._sample = list(self.problem.batches("train", of_sample, num_batches))
         self._loss_of_batch = tf.function(self._batch_loss, autograph=False)
-        self._outputs = tf.function(self.problem.outputs, autograph=False)
+        self._initial = {}  # by the number of optimizees
 
     def runner(self, optimizer):
         """A runner of an ``UpdateRule`` or a Keras optimizer; see ``runners.runner``."""
@@ -71,8 +72,10 @@ class Contest:
 
     def initial(self, num_seeds):
         """The loss of the sample at the start of each optimizee ``[S]``."""
-        starts = self._arena.initial_parameters("report", num_seeds)
-        return np.array([self.loss(theta) for theta in starts])
+        if num_seeds not in self._initial:
+            starts = self._arena.initial_parameters("report", num_seeds)
+            self._initial[num_seeds] = np.array([self.loss(theta) for theta in starts])
+        return self._initial[num_seeds]
 
     def loss(self, parameters):
         """The loss of the sample at parameters ``[N]``."""
@@ -81,17 +84,27 @@ class Contest:
 
     def heldout(self, parameters):
         """The held-out metric at parameters ``[N]``."""
-        x, y = self.suite_problem.heldout
-        seen = [batch[0][0] for batch in self._sample]
-        seen = tf.nest.map_structure(lambda *leaves: tf.concat(leaves, axis=0), *seen)
-        outputs = self._outputs(base.split(tf.constant(parameters), self.problem.layout), x, seen)
-        return float(self.suite_problem.metric(outputs.numpy(), y))
+        outputs = self._outputs(tf.constant(parameters))
+        return float(self.suite_problem.metric(outputs.numpy(), self.suite_problem.heldout[1]))
 
     def seconds_per_step(self, optimizers):
         """Median seconds of a step, of a dict of name → optimizer, which take turns."""
         arena = Arena(self.problem, min(TIMED_STEPS, self.num_steps), "train", self._seed)
         runners = {name: arena.runner(optimizer) for name, optimizer in optimizers.items()}
         return arena.seconds_per_step(runners, num_rounds=3)
+
+    @functools.cached_property
+    def _outputs(self):
+        """A function of parameters ``[N]``: the outputs for the held-out examples."""
+        problem, (x, _) = self.problem, self.suite_problem.heldout
+        seen = [batch[0][0] for batch in self._sample]
+        seen = tf.nest.map_structure(lambda *leaves: tf.concat(leaves, axis=0), *seen)
+
+        def outputs(parameters):
+            return problem.outputs(base.split(parameters, problem.layout), x, seen)
+
+        spec = tf.TensorSpec([base.num_coordinates(problem.layout)], problem.dtype)
+        return tf.function(outputs, autograph=False).get_concrete_function(spec)
 
     def _batch_loss(self, parameters, batch):
         parameters = base.split(parameters, self.problem.layout)

@@ -1,10 +1,12 @@
 """Contestants: the hand-designed optimizers of the suite, and how the rates of some are tuned."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from l2l_tf.evaluation.rate_search import coarse_to_fine
 from l2l_tf.update_rules import Adam, AdamW, Momentum, Prodigy, RMSprop, ScheduleFreeAdamW
 
 # Learning rates are 0.001 times powers of 2: first every second one, then the neighbours of the
@@ -71,35 +73,25 @@ def tune(rule, contest, start):
     Raises:
         RuntimeError: the best is still at the edge at 0.001 · 2^±30, or all from there on diverge.
     """
-    runner, scores = contest.runner(rule), {}
+    runner, start = contest.runner(rule), list(start)
 
+    @functools.cache
     def score(exponent):
-        if exponent not in scores:
-            rule.learning_rate.assign(UNIT * 2.0**exponent)
-            scores[exponent] = contest.tuning_loss(runner, NUM_TUNING_SEEDS)
-        return scores[exponent] if np.isfinite(scores[exponent]) else np.inf
+        rule.learning_rate.assign(UNIT * 2.0**exponent)
+        return contest.tuning_loss(runner, NUM_TUNING_SEEDS)
 
-    for exponent in start:
-        score(exponent)
-    while min(scores) > -LIMIT and min(map(score, scores)) == np.inf:  # all diverge
-        score(min(scores) - STRIDE)
-    stride = STRIDE
-    while stride >= 1:
-        best = min(scores, key=score)
-        if abs(best) > LIMIT or score(best) == np.inf:
-            raise RuntimeError(
-                f"No best learning rate found for {rule.name!r} on "
-                f"'{contest.suite_problem.name}': tried {UNIT * 2.0 ** min(scores):.3g} to "
-                f"{UNIT * 2.0 ** max(scores):.3g}. Expected: a finite final loss that rises again "
-                "towards both ends."
-            )
-        neighbours = [best - stride, best + stride]
-        if all(n in scores for n in neighbours):
-            stride //= 2
-        for n in neighbours:
-            score(n)
-    rule.learning_rate.assign(UNIT * 2.0 ** min(scores, key=score))
+    while min(start) > -LIMIT and not np.isfinite([score(e) for e in start]).any():
+        start.append(min(start) - STRIDE)
+    best, scores = coarse_to_fine(score, start, STRIDE, LIMIT)
+    if best is None:
+        raise RuntimeError(
+            f"No best learning rate found for {rule.name!r} on "
+            f"'{contest.suite_problem.name}': tried {UNIT * 2.0 ** min(scores):.3g} to "
+            f"{UNIT * 2.0 ** max(scores):.3g}. Expected: a finite final loss that rises again "
+            "towards both ends."
+        )
+    rule.learning_rate.assign(UNIT * 2.0**best)
     return [
         [UNIT * 2.0**exponent, loss if np.isfinite(loss) else None]
-        for exponent, loss in sorted(scores.items())
+        for exponent, loss in scores.items()
     ]
