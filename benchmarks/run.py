@@ -2,6 +2,7 @@
 
   python benchmarks/run.py                      # all, about twelve minutes; the machine to itself
   python benchmarks/run.py --only=meta,apply --output=benchmarks/results.json
+  python benchmarks/run.py --only=meta --isa=avx2  # as on a processor without AVX-512
 
 Parts: meta (meta-training speed), apply (in `fit`), tabular (in `fit`, many small variables),
 growth (with the number of coordinates), memory, first (first steps, compilation included), fraction
@@ -17,6 +18,10 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from benchmarks import isa
+
+isa.set_environment()
 
 import keras
 import numpy as np
@@ -440,10 +445,11 @@ def table(rows):
 
 
 def main(_):
-    results = {}
+    results = {"isa": isa.ISA.value}
     for name in _ONLY.value:
         results[name] = PARTS[name]()
-        print(f"\n{PARTS[name].__doc__}\n\n{table(results[name])}", flush=True)
+        heading = f"{PARTS[name].__doc__}\n\n{isa.description()}"
+        print(f"\n{heading}\n\n{table(results[name])}", flush=True)
     if _OUTPUT.value:
         with open(_OUTPUT.value, "w") as file:
             json.dump(results, file, indent=1)

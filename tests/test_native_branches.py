@@ -24,7 +24,11 @@ SIZES = [0, 1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 128, 200]
 # Of states, with the largest relative error: of bfloat16, half of its last digit.
 DTYPES = {"float32": 3e-6, "bfloat16": 2.0**-8}
 LAYERS = [(8,), (5, 3)]
-OF_BRANCHES = ("test_native_branches.py", "test_native_hierarchical.py")
+OF_BRANCHES = (
+    "test_native_branches.py",
+    "test_native_backward.py",
+    "test_native_hierarchical.py",
+)
 
 pytestmark = needs_library
 

@@ -92,6 +92,9 @@ class Program:
 
     def backpropagate(self, weights, inputs, state, cotangents):
         """``rule.backpropagate``, the derivative by the trainable weights."""
+        kernel = self._compiled.kernel
+        if kernel is not None and kernel.can_backpropagate(state):
+            return kernel.backpropagate(weights, inputs, state, cotangents)
         return self._compiled.call(_backpropagate, weights, inputs, state, cotangents)
 
     def backpropagate_coordinates(self, weights, inputs, state, cotangents, controls, owners):

@@ -12,12 +12,15 @@ from l2l_tf.update_rules.lstm.stack import LSTMStack
 class LSTMRule(LSTMStack):
     """What the coordinatewise LSTM rules share.
 
-    Abstract: a subclass adds ``preprocess``, the features that go in, and ``postprocess``, the
-    scale of what comes out.
+    Abstract: a subclass adds ``preprocess``, the features that go in, and says by ``bounded``
+    what becomes of the head's outputs: its updates are ``output_scale`` times these or, bounded,
+    times their tanh.
 
     Args:
         layers, num_features, output_scale, zero_head, seed: as of ``LSTMStack``.
     """
+
+    bounded = False
 
     def __init__(self, layers, num_features, output_scale, zero_head, seed, **kwargs):
         super().__init__(layers, num_features, 1, output_scale, zero_head, seed, **kwargs)
@@ -35,7 +38,7 @@ class LSTMRule(LSTMStack):
 
     def postprocess(self, outputs):
         """The head's outputs to updates, element by element. Also without meta-parameters."""
-        raise NotImplementedError
+        return self.output_scale * (tf.tanh(outputs) if self.bounded else outputs)
 
     def initial_state(self, layout):
         n = base.num_coordinates(layout)
@@ -49,12 +52,14 @@ class LSTMRule(LSTMStack):
 
     def kernel(self):
         # A subclass with a step of its own has another.
-        changes = type(self).update, type(self).run_layers
-        return kernel.Kernel(self) if changes == _OF_KERNEL else None
+        rule = type(self)
+        if (rule.update, rule.run_layers) != (LSTMRule.update, LSTMRule.run_layers):
+            return None
+        backward = rule.backpropagate, rule.postprocess
+        return kernel.Kernel(self, backward == (LSTMRule.backpropagate, LSTMRule.postprocess))
 
-    def backpropagate(self, gradients, state, cotangents):
-        """As of ``UpdateRule``, by hand: see ``cells``."""
-        layers, moments = state
+    def features(self, gradients, moments):
+        """``preprocess`` of T steps: gradients ``[T, N]`` to ``[T, num_features, N]``."""
         num_steps = gradients.shape[0]
 
         def one_step(t, moments, features):
@@ -67,6 +72,11 @@ class LSTMRule(LSTMStack):
             (0, moments, tf.TensorArray(gradients.dtype, num_steps)),
             maximum_iterations=num_steps,
         )
+        return features.stack()
+
+    def backpropagate(self, gradients, state, cotangents):
+        """As of ``UpdateRule``, by hand: see ``cells``."""
+        layers, moments = state
 
         def output_cotangent(t, outputs):
             with tf.GradientTape() as tape:
@@ -77,13 +87,10 @@ class LSTMRule(LSTMStack):
         return cells.backpropagate(
             [(kernel.value, bias.value) for kernel, bias in zip(self._kernels, self._biases)],
             (self._head.value, self._head_bias.value),
-            features.stack(),  # [T, num_features, N]
+            self.features(gradients, moments),
             layers,
             output_cotangent,
         )
-
-
-_OF_KERNEL = LSTMRule.update, LSTMRule.run_layers
 
 
 @keras.saving.register_keras_serializable("l2l_tf")
@@ -129,9 +136,6 @@ class CoordinatewiseLSTM(LSTMRule):
 
     def preprocess(self, gradients, moments):
         return preprocessing.log_and_sign(gradients, self.p), moments
-
-    def postprocess(self, outputs):
-        return self.output_scale * outputs
 
     def get_config(self):
         return {**super().get_config(), "p": self.p}

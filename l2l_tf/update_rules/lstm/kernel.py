@@ -1,6 +1,7 @@
-"""Native LSTM: the step of a coordinatewise LSTM rule by the native kernel, where it can be had.
+"""Native LSTM: the step of a coordinatewise LSTM rule, and the backward pass, by native kernels.
 
-XLA writes the gates of a step to memory and reads them again; the kernel keeps them in registers.
+Where these can be had. XLA writes the gates of a step to memory and reads them again; the kernel of
+a step keeps them in registers, that of the backward pass in a core's cache.
 What is not an LSTM (features, the scale of the updates) is left to XLA and TensorFlow.
 """
 
@@ -19,13 +20,17 @@ XLA_PAYS = 16_384
 class Kernel:
     """``update`` of an LSTM rule, for a state whose leaves are all float32 or all bfloat16.
 
+    And its ``backpropagate``, for a state in float32.
+
     Args:
         rule: an ``LSTMRule``.
+        has_backward: whether its ``backpropagate`` and ``postprocess`` are those of ``LSTMRule``.
     """
 
-    def __init__(self, rule):
-        self._rule = rule
-        self._steps, self._features = {}, {}  # by N: one function for all would look like retracing
+    def __init__(self, rule, has_backward=True):
+        self._rule, self._has_backward = rule, has_backward
+        # By shape: one function for all would look like retracing.
+        self._steps, self._features, self._features_of_steps = {}, {}, {}
 
     def build(self):
         """Compiles the kernel, once a machine."""
@@ -49,6 +54,29 @@ class Kernel:
         if key not in self._steps:  # pieces of a size share its graph
             self._steps[key] = tf.function(self._step, autograph=False)
         return self._steps[key](weights, gradients, state)
+
+    def can_backpropagate(self, state):
+        """Whether the kernel computes ``rule.backpropagate`` here."""
+        is_float32 = all(leaf.dtype == tf.float32 for leaf in tf.nest.flatten(state))
+        return self._has_backward and is_float32 and self.can_run(state)
+
+    def backpropagate(self, weights, gradients, state, cotangents):
+        """``rule.backpropagate``, given the rule's weights."""
+        layers, moments = state
+        shape = tuple(gradients.shape)
+        if shape not in self._features_of_steps:
+            self._features_of_steps[shape] = xla.program(self._rule.features)
+        by_weights = library.load().l2l_lstm_backpropagate(
+            self._features_of_steps[shape](gradients, moments),
+            weights,
+            tf.nest.flatten(layers),
+            cotangents,
+            output_scale=self._rule.output_scale,
+            bounded=self._rule.bounded,
+        )
+        for of_weight, weight in zip(by_weights, weights):
+            of_weight.set_shape(weight.shape)
+        return by_weights
 
     def _step(self, weights, gradients, state):
         layers, moments = state

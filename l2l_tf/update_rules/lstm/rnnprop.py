@@ -33,6 +33,8 @@ class RNNprop(LSTMRule):
     True
     """
 
+    bounded = True
+
     def __init__(
         self,
         layers=(20, 20),
@@ -55,9 +57,6 @@ class RNNprop(LSTMRule):
 
     def preprocess(self, gradients, moments):
         return preprocessing.moment_ratios(gradients, moments, self.beta_1, self.beta_2)
-
-    def postprocess(self, outputs):
-        return self.output_scale * tf.tanh(outputs)
 
     def get_config(self):
         return {

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "lstm.h"
 #include "tensors.h"
 #include "vectors.h"
 
@@ -32,47 +33,6 @@ constexpr int kVectors = 4;
 constexpr int kVectors = 2;
 #endif
 constexpr int kBlock = kLanes * kVectors;
-
-struct Fraction {
-  Vector over, under;  // under: 1 to 200
-};
-
-// tanh as x P(x^2) / Q(x^2), of least largest relative error on [-7.9, 7.9]: 1.3e-7. Beyond, tanh
-// is 1 to 3e-7.
-inline Fraction Tanh(Vector x) {
-  x = Max(-7.9f, Min(7.9f, x));
-  Vector z = x * x;
-  Vector p = z * 1.1531825e-05f + 2.96047186e-03f;
-  p = p * z + 0.129344161f;
-  p = p * z + 0.999999869f;
-  Vector q = z * 2.49254371e-07f + 2.40011858e-04f;
-  q = q * z + 2.38540769e-02f;
-  q = q * z + 0.462676428f;
-  q = q * z + 1.0f;
-  return {x * p, q};
-}
-
-// A layer's weights as Step reads them: for each unit, for the bias and then for each input, the
-// four gates side by side (input, forget, candidate, output). Gates with a sigmoid are halved:
-// sigmoid(x) = (1 + tanh(x / 2)) / 2.
-struct Layer {
-  int units, inputs;  // inputs: with the units' own
-  std::vector<float> weights;
-
-  Layer(int units, int inputs, const float* kernel, const float* bias)
-      : units(units), inputs(inputs), weights(4 * units * (inputs + 1)) {
-    float* next = weights.data();
-    for (int unit = 0; unit < units; ++unit) {
-      for (int column = -1; column < inputs; ++column) {
-        for (int gate = 0; gate < 4; ++gate) {
-          int row = gate * units + unit;
-          float weight = column < 0 ? bias[row] : kernel[row * inputs + column];
-          *next++ = gate == 2 ? weight : 0.5f * weight;
-        }
-      }
-    }
-  }
-};
 
 // Rows of a block in a [rows, N] tensor.
 template <typename T>
@@ -155,18 +115,6 @@ void Step(const Layer& layer, const Vector* inputs, Rows<const T> hidden, Rows<c
     }
   }
 }
-
-struct Stack {
-  int num_features, num_outputs;
-  std::vector<Layer> layers;
-  const float *head, *head_bias;
-
-  int Widest() const {  // rows of the largest input of a layer, or of the head
-    int widest = 0;
-    for (const Layer& layer : layers) widest = layer.inputs > widest ? layer.inputs : widest;
-    return widest;
-  }
-};
 
 // All of a step on one block: `states` and `new_states` are hidden, cell, hidden, cell, ...
 template <typename T, bool kStreams>
@@ -275,34 +223,6 @@ void StepColumns(const Stack& stack, int64_t n, const float* features,
 
 // TensorFlow's side.
 
-// What is wrong with the shapes of the inputs, or an empty string.
-std::string Mismatch(const std::vector<Tensor>& inputs, int num_layers) {
-  for (const Tensor& tensor : inputs) {
-    if (TF_NumDims(tensor.get()) != 2) return "every input must have two axes";
-  }
-  const int64_t n = Size(inputs[0], 1);
-  int64_t width = Size(inputs[0], 0);
-  const Tensor* states = &inputs[2 * num_layers + 3];
-  for (int l = 0; l < num_layers; ++l) {
-    const int64_t units = Size(states[2 * l], 0);
-    const Tensor &kernel = inputs[1 + 2 * l], &bias = inputs[2 + 2 * l];
-    if (Size(kernel, 0) != 4 * units || Size(kernel, 1) != width + units ||
-        Size(bias, 0) != 4 * units || Size(bias, 1) != 1) {
-      return "kernel and bias of layer " + std::to_string(l) + " do not fit its inputs and state";
-    }
-    if (units == 0 || Size(states[2 * l + 1], 0) != units || Size(states[2 * l], 1) != n ||
-        Size(states[2 * l + 1], 1) != n) {
-      return "the state of layer " + std::to_string(l) + " does not fit the features";
-    }
-    width = units;
-  }
-  const Tensor &head = inputs[2 * num_layers + 1], &head_bias = inputs[2 * num_layers + 2];
-  if (Size(head, 1) != width || Size(head_bias, 0) != Size(head, 0) || Size(head_bias, 1) != 1) {
-    return "the head does not fit the last layer";
-  }
-  return "";
-}
-
 template <typename T>
 void Run(const Stack& stack, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) {
   const int first_state = inputs.size() - outputs.size() + 1;
@@ -336,9 +256,13 @@ void Compute(void*, TF_OpKernelContext* context) {
   const int num_states = 2 * num_layers;
   const bool is_complete = num_layers > 0 && num_inputs == 4 * num_layers + 3 &&
                            TF_NumOutputs(context) == num_states + 1;
-  const std::string mismatch =
-      is_complete ? Mismatch(inputs, num_layers)
-                  : "expected two weights and two states of each layer, and a head";
+  std::string mismatch = "expected two weights and two states of each layer, and a head";
+  if (is_complete) {
+    mismatch = TF_NumDims(inputs[0].get()) != 2
+                   ? "the features must have two axes"
+                   : Mismatch(&inputs[1], &inputs[2 * num_layers + 3], num_layers,
+                              Size(inputs[0], 0), Size(inputs[0], 1));
+  }
   if (!mismatch.empty()) {
     TF_SetStatus(status.get(), TF_INVALID_ARGUMENT, (L2L_TF_OP ": " + mismatch).c_str());
     failed();
@@ -357,15 +281,7 @@ void Compute(void*, TF_OpKernelContext* context) {
     if (failed()) return;
     outputs.emplace_back(tensor, TF_DeleteTensor);
   }
-  Stack stack;
-  stack.num_features = Size(inputs[0], 0);
-  stack.num_outputs = Size(outputs[0], 0);
-  for (int l = 0; l < num_layers; ++l) {
-    stack.layers.emplace_back(Size(inputs[first_state + 2 * l], 0), Size(inputs[1 + 2 * l], 1),
-                              Data<float>(inputs[1 + 2 * l]), Data<float>(inputs[2 + 2 * l]));
-  }
-  stack.head = Data<float>(inputs[first_state - 2]);
-  stack.head_bias = Data<float>(inputs[first_state - 1]);
+  const Stack stack = ReadStack(&inputs[1], num_layers, Size(inputs[0], 0));
   if (type == TF_BFLOAT16) {
     Run<Bfloat16>(stack, inputs, outputs);
   } else {
