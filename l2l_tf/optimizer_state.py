@@ -13,7 +13,7 @@ class OptimizerState(tf.__internal__.tracking.Trackable):
 
     Args:
         step: a ``ModelStep``.
-        dtype: of the state; that of a control is float32 at least.
+        dtype: of the state; of what adds up small steps, float32 at least.
         names: of the model's variables.
         given: values for `leaves`; None for the rule's initial state.
 
@@ -29,15 +29,14 @@ class OptimizerState(tf.__internal__.tracking.Trackable):
             with tf.init_scope():
                 given = tf.nest.flatten(step.of_tensors(given))
 
-        def make(shape, initializer, name, is_control=False):
+        def make(shape, initializer, name, adds_up=False):
             # A value comes from an initializer: where a graph is traced, an assignment is lost.
             if given is not None:
                 initializer = keras.initializers.Constant(given[len(self._pieces)])
-            # A control's state is small, and may add up steps that bfloat16 would round away.
             variable = keras.Variable(
                 initializer,
                 shape=shape,
-                dtype="float32" if is_control and dtype == "bfloat16" else dtype,
+                dtype="float32" if adds_up and dtype == "bfloat16" else dtype,
                 trainable=False,
                 name=name,
             )

@@ -75,6 +75,31 @@ def test_untrained_it_is_adam_with_relative_steps(coordinate_units):
 
 
 @units
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_untrained_with_averages_it_is_schedule_free(coordinate_units, power):
+    """Against y = (1 - β) z + β x, as published (Defazio et al. 2024), in their variables."""
+    gradients, beta = random_gradients(30, "float64"), 0.9
+    rule = Hierarchical(
+        coordinate_units=coordinate_units,
+        dtype="float64",
+        averaging=beta,
+        averaging_power=power,
+        warm_up=12,
+    )
+    updates, _ = run(rule, gradients)  # at parameters of 0, where a step's size is the same
+    step = np.exp(-5.0) * sizes_of_steps(np.zeros(sum(SIZES)))
+    x = z = y = v = np.zeros(sum(SIZES))
+    for t, (gradient, received) in enumerate(zip(gradients, updates), start=1):
+        v = 0.99 * v + 0.01 * gradient**2
+        z = z - min(t / 12, 1) * step * np.clip(gradient / np.sqrt(v / (1 - 0.99**t)), -10, 10)
+        share = (power + 1) / (t + power)
+        x = (1 - share) * x + share * z
+        new = (1 - beta) * z + beta * x
+        np.testing.assert_allclose(received, new - y, rtol=1e-8, atol=1e-12)
+        y = new
+
+
+@units
 @pytest.mark.parametrize("factor", [1e-14, 1e12])
 def test_the_scale_of_gradients_does_not_matter(coordinate_units, factor):
     rule, gradients = random_rule(coordinate_units=coordinate_units), random_gradients(20)
@@ -106,6 +131,30 @@ def test_no_weights_override_the_brake():
     _, log_steps = run(rule, gradients)
     assert np.all(log_steps[29] == -2)
     np.testing.assert_allclose(np.diff(log_steps[29:34], axis=0), -0.3, atol=1e-6)
+
+
+def test_control_settles():
+    rule = random_rule(settling=5, max_log_step=5.0)
+    rule._change_bias.assign([[1e3]])
+    _, log_steps = run(rule, random_gradients(20))
+    expected = 0.15 * np.minimum(1, 5 / np.arange(2, 21)) ** 2
+    np.testing.assert_allclose(
+        np.diff(log_steps, axis=0), np.tile(expected[:, None], len(SIZES)), rtol=1e-4
+    )
+
+
+def test_parameters_that_grow_make_steps_grow_only_so_far():
+    rule, gradients = Hierarchical(max_growth=3.0, seed=0), random_gradients(1)
+    tensors = levels.Tensors.of_shapes(SHAPES, rule.dtype)
+    state, steps = levels.initial_state(rule, sum(SIZES), tensors), []
+    for size in (1.0, 2.0, 5.0, 50.0, 1.0):
+        inputs = levels.Inputs(*tf.unstack(tf.stack([gradients[0], tf.fill(sum(SIZES), size)])))
+        _, state = levels.step(rule, inputs, state, tensors, OWNERS)
+        steps.append(state[1]["step"].numpy()[0])
+    sizes = np.sqrt(np.array([1.0, 2.0, 3.0, 3.0, 1.0])[:, None] ** 2)
+    np.testing.assert_allclose(steps / steps[0], np.tile(sizes, len(SIZES)), rtol=0.15)
+    np.testing.assert_array_equal(steps[2], steps[3])
+    np.testing.assert_allclose(steps[3], 3 * steps[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 1e20, 3e37])
@@ -209,8 +258,13 @@ def test_the_derivative_by_hand_equals_a_tape(coordinate_units):
 
 
 @net_by_default
-def test_identity_equals_taping_the_unroll(coordinate_units):
-    rule = random_rule(coordinate_units=coordinate_units, control_units=3, dtype="float64")
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_identity_equals_taping_the_unroll(monkeypatch, coordinate_units, averaging):
+    if averaging:  # which leads from one segment to the next; the tape stops all of a state there
+        monkeypatch.setattr(test_levels, "SEGMENT", test_levels.NUM_STEPS)
+    rule = random_rule(
+        coordinate_units=coordinate_units, control_units=3, dtype="float64", averaging=averaging
+    )
     problem = test_levels.Curved()
     parameters, (batches,) = test_levels.episode(problem)
     shapes = [shape for _, shape in problem.layout]

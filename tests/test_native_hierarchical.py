@@ -54,15 +54,20 @@ def filled_up(vector, block, value=0.0):
     return np.concatenate([np.pad(p, (0, -p.size % block), constant_values=value) for p in parts])
 
 
-def rule_of(units, dtype="float32", scale=0.5):
-    return random_rule(scale, coordinate_units=units, dtype=dtype, max_direction=4.0)
+AVERAGING = 0.9
+
+
+def rule_of(units, dtype="float32", scale=0.5, averaging=0.0):
+    return random_rule(
+        scale, coordinate_units=units, dtype=dtype, max_direction=4.0, averaging=averaging
+    )
 
 
 def net_of(units):
     return [tf.convert_to_tensor(weight) for weight in rule_of(units).weights[-5:]] if units else []
 
 
-def random_inputs(units, dtype="float32", seed=0):
+def random_inputs(units, dtype="float32", seed=0, averaging=0.0):
     """Gradients, parameters, state, controls; some coordinates had no gradient, yet or of late."""
     rng = np.random.default_rng(seed)
     gradients, parameters = rng.normal(size=[2, sum(SIZES)]).astype("float32")
@@ -78,6 +83,9 @@ def random_inputs(units, dtype="float32", seed=0):
     state = [tf.cast(tf.cast(leaf, dtype), "float32").numpy() for leaf in state]
     controls = rng.normal(size=[5 + units if units else 4, len(SIZES)])
     controls[:4] = rng.uniform(0.5, 2.0, [4, len(SIZES)])
+    if averaging:
+        controls = np.concatenate([controls, rng.uniform(0.0, 1.0, [1, len(SIZES)])])
+        state.append(rng.normal(size=sum(SIZES)).astype("float32"))
     return gradients.astype("float32"), parameters, state, controls.astype("float32")
 
 
@@ -91,7 +99,7 @@ def summaries_by_tensorflow(units, gradients, parameters, state):
 
 
 def update_by_tensorflow(units, gradients, parameters, state, controls):
-    rule = rule_of(units, "float64")
+    rule = rule_of(units, "float64", averaging=AVERAGING if len(state) == 4 else 0.0)
     inputs = levels.Inputs(*(tf.constant(v, tf.float64) for v in (gradients, parameters)))
     state = [tf.constant(leaf, tf.float64) for leaf in state]
     of_each = tf.gather(tf.constant(controls, tf.float64), OWNERS, axis=1)
@@ -107,20 +115,23 @@ def summarize(op, units, block, dtype, gradients, parameters, state, **kwargs):
 def update(op, units, block, dtype, inputs, rate=1.0, decays=None, **kwargs):
     """``(parameters [N], state)``, the latter as the op returns it."""
     gradients, parameters, state, controls = inputs
-    moved, *state = op(
+    lead = [tf.constant(filled_up(leaf, block, value=7.0), "float32") for leaf in state[3:]]
+    moved, *state, lead = op(
         in_tensors(gradients),
         in_tensors(parameters),
         controls,
         net_of(units),
         rate,
         tf.zeros(len(SIZES)) if decays is None else decays,
-        *[tf.cast(filled_up(leaf, block, value=7.0), dtype) for leaf in state],
+        *[tf.cast(filled_up(leaf, block, value=7.0), dtype) for leaf in state[:3]],
+        lead=lead,
+        averaging=AVERAGING if lead else 0.0,
         max_direction=4.0,
         block=block,
         **kwargs,
     )
     assert [tuple(m.shape) for m in moved] == SHAPES
-    return np.concatenate([np.ravel(m) for m in moved]), state
+    return np.concatenate([np.ravel(m) for m in moved]), [*state, *lead]
 
 
 @pytest.mark.parametrize("units, block, dtype", [(0, 64, "float32"), (8, 1, "bfloat16")])
@@ -134,22 +145,24 @@ def test_summaries_are_those_of_the_rule(ops, units, block, dtype):
 
 @pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_step_is_that_of_the_rule(ops, units, dtype):
-    inputs = random_inputs(units, dtype)
+@pytest.mark.parametrize("averaging", [0.0, AVERAGING])
+def test_a_step_is_that_of_the_rule(ops, units, dtype, averaging):
+    inputs = random_inputs(units, dtype, averaging=averaging)
     updates, expected_state = update_by_tensorflow(units, *inputs)
     assert np.abs(updates).max() > 1 and np.mean(np.abs(updates)) > 0.1
     for block in BLOCKS:
         moved, state = update(ops[1], units, block, dtype, inputs)
         np.testing.assert_allclose(moved, inputs[1] + updates, rtol=2e-5, atol=2e-5)
-        for received, expected in zip(state, expected_state, strict=True):
+        scales = [np.abs(inputs[0])] * 2 + [inputs[0] ** 2, np.full(sum(SIZES), 10.0)]
+        dtypes = [dtype] * 3 + ["float32"]  # the last adds up small steps
+        for received, expected, scale, of_leaf in zip(state, expected_state, scales, dtypes):
             is_there = filled_up(np.ones(sum(SIZES)), block) > 0
             assert (
-                received.dtype == dtype
+                received.dtype == of_leaf
                 and not tf.cast(received, tf.float32)[~is_there].numpy().any()
             )
-            tolerance = 2.0**-8 if dtype == "bfloat16" else 1e-6
+            tolerance = 2.0**-8 if of_leaf == "bfloat16" else 1e-6
             received = tf.cast(received, tf.float64).numpy()[is_there]
-            scale = np.abs(inputs[0]) if expected is not expected_state[2] else inputs[0] ** 2
             error = np.abs(received - expected)
             assert np.all(error <= tolerance * np.abs(expected) + 1e-6 * scale)
 
@@ -232,6 +245,7 @@ def test_a_gradient_that_is_not_a_number_stays_one(ops):
         ({"gradients": lambda g: [g[0], g[1][:1]]}, "gradient does not fit"),
         ({"fast": lambda leaf: leaf[:64]}, "state does not fit"),
         ({"square": lambda leaf: leaf[:64]}, "state does not fit"),
+        ({"lead": lambda leaves: [leaves[0][:64]]}, "state does not fit"),
         ({"controls": lambda c: c[:-1]}, "controls do not fit"),
         ({"controls": lambda c: c[:, :1]}, "controls do not fit"),
         ({"weights": lambda w: w[:4]}, "a net has 5 weights"),
@@ -247,13 +261,15 @@ def test_shapes_that_do_not_fit_are_refused(ops, change, message):
     given = {
         "gradients": [tf.zeros([2, 2]), tf.zeros([3])],
         "parameters": [tf.zeros([2, 2]), tf.zeros([3])],
-        "controls": tf.zeros([5 + units, 2]),
+        "controls": tf.zeros([6 + units, 2]),
         "weights": [tf.zeros(shape) for shape in net],
         "rate": tf.constant(1.0),
         "decays": tf.zeros([2]),
         **{leaf: tf.zeros([128]) for leaf in ("fast", "slow", "square")},
+        "lead": [tf.zeros([128])],
     }
-    ops[1](**given, max_direction=4.0, block=64)
+    fixed = {"max_direction": 4.0, "averaging": AVERAGING, "block": 64}
+    ops[1](**given, **fixed)
     ((name, function),) = change.items()
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        ops[1](**given | {name: function(given[name])}, max_direction=4.0, block=64)
+        ops[1](**given | {name: function(given[name])}, **fixed)

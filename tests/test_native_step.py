@@ -33,9 +33,9 @@ def random_gradients(t, shapes=SHAPES):
 class Run:
     """Some variables and an optimizer for them."""
 
-    def __init__(self, units=8, dtype="float32", jit_compile=None, **kwargs):
+    def __init__(self, units=8, dtype="float32", jit_compile=None, averaging=0.0, **kwargs):
         self.variables = [tf.Variable(tf.cast(v, dtype)) for v in random_gradients(100)]
-        rule = random_rule(0.3, coordinate_units=units)
+        rule = random_rule(0.3, coordinate_units=units, averaging=averaging)
         self.optimizer = l2l_tf.LearnedOptimizer(rule, **kwargs)
         self.optimizer.build(self.variables)
         self._step = tf.function(self._apply, jit_compile=jit_compile)
@@ -81,6 +81,8 @@ def by_xla(monkeypatch, *args, **kwargs):
         ({"units": 0}, 1e-5),
         ({"units": 4, "weight_decay": 10.0, "learning_rate": 0.5}, 1e-5),
         ({"units": 8, "state_dtype": "bfloat16"}, 2e-2),
+        ({"units": 0, "averaging": 0.9, "learning_rate": 0.5}, 1e-5),
+        ({"units": 8, "averaging": 0.9, "state_dtype": "bfloat16"}, 2e-2),
     ],
 )
 @pytest.mark.parametrize("whole", [100, pieces.WHOLE])

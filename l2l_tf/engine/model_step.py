@@ -40,8 +40,8 @@ class ModelStep:
         """The state before the first step.
 
         Args:
-            make: function of a shape, an initializer, a name, and whether it is of a control,
-                to a leaf.
+            make: function of a shape, an initializer, a name, and whether it adds up what
+                bfloat16 would round away, to a leaf.
         """
 
         def make_of(part):

@@ -9,7 +9,6 @@ An optimizer's are in ``model_step.py``, an unroll's in ``optimizee_step.py``.
 """
 
 import bisect
-import functools
 import itertools
 import math
 
@@ -60,14 +59,20 @@ class CoordinatesStep:
     def initial_state(self, make):
         """See ``ModelStep`` in ``model_step.py``."""
         of_pieces = [
-            _made(lambda size=size: self.rule.initial_state(size), make, f"piece_{piece}_state")
+            _made(
+                lambda size=size: self.rule.initial_state(size),
+                lambda index, *args, **kwargs: make(
+                    *args, adds_up=index in self.rule.leaves_that_add_up, **kwargs
+                ),
+                f"piece_{piece}_state",
+            )
             for piece, size in enumerate(self.piece_sizes)
         ]
         if not self.rule.has_control:
             return of_pieces, ()
         control = _made(
             lambda: levels.initial_control(self.rule, self.tensors),
-            functools.partial(make, is_control=True),
+            lambda _, *args, **kwargs: make(*args, adds_up=True, **kwargs),
             "control",
         )
         return of_pieces, control
@@ -250,7 +255,11 @@ class TensorsStep:
     def initial_state(self, make):
         """See ``ModelStep`` in ``model_step.py``."""
         return [
-            _made(lambda tensor=tensor: self.rule.initial_state([tensor])[0], make, f"tensor_{k}")
+            _made(
+                lambda tensor=tensor: self.rule.initial_state([tensor])[0],
+                lambda _, *args, **kwargs: make(*args, **kwargs),
+                f"tensor_{k}",
+            )
             for k, tensor in enumerate(self._layout)
         ]
 
@@ -285,7 +294,7 @@ class TensorsStep:
 
 
 def _made(initial_state, make, name):
-    """A state whose leaves are made by ``make(shape, initializer, name=…)``."""
+    """A state whose leaves are made by ``make(index, shape, initializer, name=…)``."""
     with tf.init_scope():
         structure = initial_state()
 
@@ -293,7 +302,7 @@ def _made(initial_state, make, name):
         def initializer(shape, dtype):
             return tf.cast(tf.nest.flatten(initial_state())[index], dtype)
 
-        return make(leaf.shape.as_list(), initializer, name=f"{name}_{index}")
+        return make(index, leaf.shape.as_list(), initializer, name=f"{name}_{index}")
 
     leaves = [leaf_of(index, leaf) for index, leaf in enumerate(tf.nest.flatten(structure))]
     return tf.nest.pack_sequence_as(structure, leaves)

@@ -83,9 +83,10 @@ def meta_gradient(
             continue
         else:
             backward = _CoordinatesBackward(of_part, of_part_layout, states[index], chunk_size)
+            start = tf.nest.map_structure(lambda leaf: leaf[0], states[index])
             products = backward(
                 recorded,
-                of_updates[index],
+                of_part.cotangents_of_moves(of_updates[index], start),
                 trajectory.controls[index] if trajectory.controls else (),
                 backward_fraction,
                 (seed, index),

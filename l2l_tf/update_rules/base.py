@@ -58,6 +58,10 @@ class UpdateRule(keras.layers.Layer):
     If the coordinates' state is a function of the inputs alone, as moments are, say so by the class
     attribute ``state_depends_on_weights = False``: nothing is then backpropagated through it.
 
+    The leaves of it that add up steps which bfloat16 would round away, as sums over all steps do,
+    are named by their indices in the class attribute ``leaves_that_add_up``: an optimizer keeps
+    them, and the control's state, in float32 at least.
+
     A rule never stops gradients: its callers decide what is differentiated. Meta-parameters are
     float32 whatever the global Keras dtype policy is, unless `dtype` says "float64" (for tests).
 
@@ -82,6 +86,7 @@ class UpdateRule(keras.layers.Layer):
     coupling = "coordinate"
     sees_parameters = False
     state_depends_on_weights = True
+    leaves_that_add_up = ()
     rules = ()  # that this one is made of; see ``GroupedRule``
     # What names φ in a config that leaves it to the file's weights, until these are loaded.
     awaits_weights = None
@@ -181,11 +186,12 @@ class UpdateRule(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} has no control.")
 
     def kernel(self):
-        """A faster ``update`` than XLA makes of it, or None.
+        """Faster ``update`` and ``backpropagate`` than XLA makes of them, or None.
 
         Returns:
-            An object with ``build()``, ``can_run(state)``, and ``(weights, inputs, state)`` to
-            ``(updates, state)``; see ``kernel.Kernel``.
+            An object with ``build()``, ``can_run(state)``, ``(weights, inputs, state)`` to
+            ``(updates, state)``, ``can_backpropagate(state)``, and
+            ``backpropagate(weights, inputs, state, cotangents)``; see ``kernel.Kernel``.
         """
         return None
 
@@ -249,6 +255,21 @@ class UpdateRule(keras.layers.Layer):
             φ anything of their shape.
         """
         return backpropagation.of_step(self, inputs, state, cotangents, *controls)
+
+    def cotangents_of_moves(self, cotangents, state):
+        """The cotangents of what ``backpropagate`` is to take for the updates.
+
+        Of a rule whose updates are its moves, passed on by a linear filter that does not depend on
+        φ (as an average of iterates is): the transpose of the filter. By default there is none.
+
+        Args:
+            cotangents: of the updates, ``[T, ...]``.
+            state: before the first step.
+
+        Returns:
+            Of the moves, the same shape.
+        """
+        return cotangents
 
     def add_weight(self, *args, **kwargs):
         weight = super().add_weight(*args, **kwargs)

@@ -38,7 +38,9 @@ class Hierarchical(base.UpdateRule):
     * **The model** has one signal that all tensors see: whether the last step still goes downhill.
 
     The formulas are in docs/design.md. The last layers start from zeros: the untrained rule is Adam
-    with steps of ``exp(initial_log_step)`` of each tensor's size. What no weights can override:
+    with steps of ``exp(initial_log_step)`` of each tensor's size; or with `averaging`, as
+    ``--rule=hierarchical`` and the shipped `general` have it, Schedule-Free Adam with such steps,
+    which is the stronger by far. What no weights can override:
 
     * a step of at most ``exp(max_log_step)`` of a tensor's size, times `max_direction`;
     * a brake: while a tensor's gradient power, averaged over a few steps, is ten times that of the
@@ -57,10 +59,21 @@ class Hierarchical(base.UpdateRule):
         max_change: the most that it changes in a step.
         max_direction: the most that a coordinate's direction becomes, in units of Adam's; 3 at
             least, where Adam's is cut.
+        averaging: β, below 1, of Schedule-Free averaging (Defazio et al. 2024, "The road less
+            scheduled"): the steps are those of iterates z, from gradients without momentum, and
+            the parameters are (1 - β) z + β x, where x is the mean of all z so far. So noise is
+            averaged out, as by a decaying step size, whatever the horizon. 0 for none.
+        averaging_power: r: in the mean, step t counts as about t^r.
+        warm_up: steps over which the size of steps grows in proportion to their number; 0 for none.
+        settling: after so many steps t, the most that a log step changes falls as 1/t², so that it
+            becomes constant, whatever was learned at some horizon: averages need no decay. 0 for
+            never.
+        max_growth: a tensor's size counts as at most this many times its first one. (Noise that
+            makes parameters grow makes steps grow that are relative to them.) None for no limit.
         seed: int, of the initial meta-parameters; None draws them anew each time.
         dtype, name: as of ``UpdateRule``.
 
-    State of a coordinate: two momenta and a second moment.
+    State of a coordinate: two momenta and a second moment; with averaging, z - y too.
 
     Example:
 
@@ -74,6 +87,7 @@ class Hierarchical(base.UpdateRule):
 
     sees_parameters = True
     state_depends_on_weights = False
+    leaves_that_add_up = (3,)
 
     def __init__(
         self,
@@ -83,6 +97,11 @@ class Hierarchical(base.UpdateRule):
         max_log_step=-2.0,
         max_change=0.15,
         max_direction=10.0,
+        averaging=0.0,
+        averaging_power=0.0,
+        warm_up=0,
+        settling=0,
+        max_growth=None,
         seed=None,
         dtype="float32",
         name=None,
@@ -96,6 +115,13 @@ class Hierarchical(base.UpdateRule):
         )
         self.max_change = arguments.real("max_change", max_change, above=0)
         self.max_direction = arguments.real("max_direction", max_direction, minimum=3)
+        self.averaging = arguments.real("averaging", averaging, minimum=0, below=1)
+        self.averaging_power = arguments.real("averaging_power", averaging_power, minimum=0)
+        self.warm_up = arguments.integer("warm_up", warm_up, 0)
+        self.settling = arguments.integer("settling", settling, 0)
+        self.max_growth = (
+            None if max_growth is None else arguments.real("max_growth", max_growth, minimum=1)
+        )
         self.seed = None if seed is None else arguments.integer("seed", seed)
         rng = np.random.default_rng(None if self.seed is None else self.seed % 2**64)
 
@@ -120,13 +146,15 @@ class Hierarchical(base.UpdateRule):
 
     def initial_state(self, layout):
         zeros = tf.zeros([base.num_coordinates(layout)], self.dtype)
-        return zeros, zeros, zeros
+        return (zeros,) * (4 if self.averaging else 3)
 
     def initial_control(self, tensors):
         def rows(number):
             return tf.zeros([number, 1], self.dtype) * tensors.sizes
 
+        first_scale = {"first_scale": rows(1)} if self.max_growth else {}
         return {
+            **first_scale,
             "steps": rows(1),
             "units": rows(self.control_units),
             "log_step": rows(1) + self.initial_log_step,
@@ -137,7 +165,7 @@ class Hierarchical(base.UpdateRule):
         }
 
     def summarize(self, inputs, state):
-        g, (fast, slow, square) = _gradients(inputs), state
+        g, (fast, slow, square, *_) = _gradients(inputs), state
         direction = fast * _inverse_root(square)
         sums = [
             g * g,
@@ -161,17 +189,23 @@ class Hierarchical(base.UpdateRule):
         features, scale, corrections, state = self._tensor_features(sums[:10], state, tensors)
         units = self._run_units(features, state["units"])
         change = self.max_change * tf.tanh(tf.matmul(self._change, units) + self._change_bias)
+        if self.settling:
+            change *= tf.minimum((self.settling / state["steps"]) ** 2, 1.0)
         is_alarmed = state["powers"][0] > ALARM * state["powers"][2]
         is_alarmed = tensors.model_sum(tf.cast(is_alarmed, self.dtype)) > 0
         change = tf.where(is_alarmed, tf.constant(BRAKE, self.dtype), change)
         log_step = tf.clip_by_value(state["log_step"] + change, LEAST_LOG_STEP, self.max_log_step)
         step = tf.exp(log_step) * scale
+        if self.warm_up:
+            step *= tf.minimum(state["steps"] / self.warm_up, 1.0)
         state = {**state, "units": units, "log_step": log_step, "step": step}
         controls = [step, corrections]
         if self.coordinate_units:
             mean_log = tf.math.divide_no_nan(*sums[10:])
             biases = tf.matmul(self._steering, units) + self._steering_bias
             controls += [mean_log[None], biases]
+        if self.averaging:
+            controls.append(self._share(state["steps"]))
         return tf.concat(controls, axis=0), state
 
     def update(self, inputs, state, controls):
@@ -180,7 +214,41 @@ class Hierarchical(base.UpdateRule):
             features, biases, moves = of_net
             outputs = self._run_net(features, tf.unstack(biases))
             direction, *_ = self._corrected(direction, moves, *outputs)
-        return -step * direction, state
+        move = -step * direction
+        if not self.averaging:
+            return move, state
+        *moments, lead = state
+        share, beta = controls[-1], self.averaging
+        update = (1 - beta + beta * share) * move + share * lead
+        return update, (*moments, (1 - share) * (lead + beta * move))
+
+    def cotangents_of_moves(self, cotangents, state):
+        """From the cotangents of y's updates those of z's moves: see ``update``."""
+        if not self.averaging:
+            return cotangents
+        num_steps, beta = cotangents.shape[0], self.averaging
+        _, control = state
+        before = tf.reshape(control["steps"], [-1])[0]
+        # Outside of the loop: of sums in it TensorFlow makes variables, which threads would share.
+        shares = self._share(before + tf.range(1, num_steps + 1, dtype=self.dtype))
+        at_once, kept = 1 - beta + beta * shares, 1 - shares
+
+        def step(t, of_lead, of_moves):
+            of_move = at_once[t] * cotangents[t] + beta * kept[t] * of_lead
+            return t - 1, shares[t] * cotangents[t] + kept[t] * of_lead, of_moves.write(t, of_move)
+
+        of_moves = tf.TensorArray(self.dtype, num_steps, element_shape=cotangents.shape[1:])
+        *_, of_moves = tf.while_loop(
+            lambda t, *_: t >= 0,
+            step,
+            (num_steps - 1, tf.zeros_like(cotangents[0]), of_moves),
+            maximum_iterations=num_steps,
+        )
+        return of_moves.stack()
+
+    def _share(self, steps):
+        """Of step 1, 2 …, the share of the average that its iterate gets."""
+        return (self.averaging_power + 1) / (steps + self.averaging_power)
 
     def fused_step(self):
         # A subclass with a step of its own has another.
@@ -219,24 +287,31 @@ class Hierarchical(base.UpdateRule):
         ]
         # Neither bias corrections nor the mean size of gradients depend on the weights.
         given = tf.zeros([4 if self.coordinate_units else 3, 1], self.dtype) * direction
-        by_controls = tf.concat([(-direction * cotangents)[None], given, *by_biases], axis=0)
+        of_share = [given[:1]] if self.averaging else []
+        by_controls = tf.concat(
+            [(-direction * cotangents)[None], given, *by_biases, *of_share], axis=0
+        )
         return products, [by_controls], state
 
     def _seen(self, inputs, state, controls):
         """``(state, step, Adam's direction)``; and for the net ``(features, biases, moves)``."""
         g = _gradients(inputs)
-        state = fast, slow, square = _accumulate(g, state)
+        fast, slow, square = _accumulate(g, state)
+        state = (fast, slow, square, *state[3:])
         step, of_fast, of_slow, of_gradient, *mean_log = tf.unstack(controls[:5])
         size = _inverse_root(square)
         fast = fast * size * of_fast
-        direction = tf.clip_by_value(fast, -3.0, 3.0)
+        g = g * size * of_gradient
+        if self.averaging:  # which is a momentum of its own
+            direction = tf.clip_by_value(g, -self.max_direction, self.max_direction)
+        else:
+            direction = tf.clip_by_value(fast, -3.0, 3.0)
         if not self.coordinate_units:
             return state, step, direction
-        g = g * size * of_gradient
         features = _features(fast, slow * size * of_slow, g, _log_root(square) - mean_log[0])
         # Without a gradient now or recently there is nothing to correct.
         moves = tf.minimum(AT_REST * (tf.abs(fast) + tf.abs(g)), 1.0)
-        return state, step, direction, features, controls[5:], moves
+        return state, step, direction, features, controls[5 : 5 + self.coordinate_units], moves
 
     def _corrected(self, direction, moves, correction, gain):
         """``(direction, the same before it is cut, its factor)``."""
@@ -270,6 +345,11 @@ class Hierarchical(base.UpdateRule):
         floor = tf.where(tensors.ranks > 1, 0.3 * tf.math.rsqrt(fan_in), 0.1)
         mean = parameters / size
         scale = tf.sqrt(mean + floor * floor)
+        new = {}
+        if self.max_growth:
+            first = tf.where(steps == 0, scale, state["first_scale"][0])
+            scale = tf.minimum(scale, self.max_growth * first)
+            new["first_scale"] = first[None]
         of_fast, of_slow, of_square = (
             -tf.math.expm1(math.log(b) * (steps + 1)) for b in (FAST, SLOW, SQUARE)
         )
@@ -302,7 +382,7 @@ class Hierarchical(base.UpdateRule):
         ]
         root = tf.sqrt(of_square)
         corrections = tf.stack([root / of_fast, root / of_slow, root])
-        new = {"steps": steps[None] + 1, "powers": powers, "cosines": cosines}
+        new |= {"steps": steps[None] + 1, "powers": powers, "cosines": cosines}
         new["model_cosines"] = model_cosines
         return tf.stack(features), scale[None], corrections, {**state, **new}
 
@@ -335,6 +415,11 @@ class Hierarchical(base.UpdateRule):
             "max_log_step": self.max_log_step,
             "max_change": self.max_change,
             "max_direction": self.max_direction,
+            "averaging": self.averaging,
+            "averaging_power": self.averaging_power,
+            "warm_up": self.warm_up,
+            "settling": self.settling,
+            "max_growth": self.max_growth,
             "seed": self.seed,
         }
 
@@ -347,7 +432,7 @@ def _gradients(inputs):
 
 
 def _accumulate(g, state):
-    fast, slow, square = state
+    fast, slow, square, *_ = state
     return (
         FAST * fast + (1 - FAST) * g,
         SLOW * slow + (1 - SLOW) * g,

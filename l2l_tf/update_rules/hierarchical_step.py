@@ -27,6 +27,7 @@ class HierarchicalStep:
 
     def __init__(self, rule):
         self._units, self._max_direction = rule.coordinate_units, rule.max_direction
+        self._averaging = rule.averaging
         self._is_float32 = rule.dtype == "float32"
 
     def build(self):
@@ -39,7 +40,9 @@ class HierarchicalStep:
             self._units in UNITS
             and self._is_float32
             and all(parameter.dtype == tf.float32 for parameter in parameters)
-            and {leaf.dtype for leaf in tf.nest.flatten(state)} <= {tf.float32, tf.bfloat16}
+            and {leaf.dtype for of_piece in state for leaf in of_piece[:3]}
+            <= {tf.float32, tf.bfloat16}
+            and all(leaf.dtype == tf.float32 for of_piece in state for leaf in of_piece[3:])
             and all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
             and not hooks.xla_compiles_this()
             and library.load(may_build=False) is not None
@@ -55,7 +58,7 @@ class HierarchicalStep:
         summaries, is_finite = library.load().l2l_hierarchical_summarize(
             gradients,
             parameters,
-            *state,
+            *state[:3],  # the moments
             has_net=self._units > 0,
             block=block,
             threads=_num_threads(),
@@ -73,21 +76,22 @@ class HierarchicalStep:
             rate: factor on the updates, a scalar.
             decays: for each tensor the share of itself that it loses, ``[K]``.
         """
-        *moved, fast, slow, square = tf.nest.flatten(
-            library.load().l2l_hierarchical_update(
-                gradients,
-                parameters,
-                controls,
-                weights[-NUM_NET_WEIGHTS:] if self._units else [],
-                rate,
-                decays,
-                *state,
-                max_direction=self._max_direction,
-                block=block,
-                threads=_num_threads(),
-            )
+        of_step = library.load().l2l_hierarchical_update(
+            gradients,
+            parameters,
+            controls,
+            weights[-NUM_NET_WEIGHTS:] if self._units else [],
+            rate,
+            decays,
+            *state[:3],
+            lead=state[3:],
+            max_direction=self._max_direction,
+            averaging=self._averaging,
+            block=block,
+            threads=_num_threads(),
         )
-        new_state = fast, slow, square
+        moved = of_step.new_parameters
+        new_state = of_step.new_fast, of_step.new_slow, of_step.new_square, *of_step.new_lead
         for new, old in zip((*moved, *new_state), (*parameters, *state)):
             new.set_shape(old.shape)
         return moved, new_state

@@ -3,6 +3,16 @@
 Plain text: ``--help`` reads this file alone, and answers without loading TensorFlow.
 """
 
+# Averaged iterates, and what goes with them: see docs/design.md.
+_AVERAGES = {
+    "averaging": 0.9,
+    "averaging_power": 2.0,
+    "initial_log_step": -2.2,
+    "max_log_step": 0.0,
+    "warm_up": 50,
+    "settling": 30,
+    "max_growth": 10.0,
+}
 RULES = {
     "lstm": ("CoordinatewiseLSTM", {}, "the paper's LSTM on log-and-sign inputs"),
     "rnnprop": ("RNNprop", {}, "RNNprop's LSTM on moment inputs"),
@@ -13,13 +23,13 @@ RULES = {
     ),
     "hierarchical": (
         "Hierarchical",
-        {},
-        "for any model: Adam's direction, corrected, and a learned step size for each tensor",
+        _AVERAGES,
+        "for any model: averaged steps in a corrected direction, of a learned size for each tensor",
     ),
     "hierarchical-lite": (
         "Hierarchical",
-        {"coordinate_units": 0},
-        "the same without the correction: Adam's direction alone",
+        {"coordinate_units": 0, **_AVERAGES},
+        "the same without the correction",
     ),
 }
 # For the variables of convolutions alone.

@@ -14,7 +14,7 @@
 //     inputs   gradients and parameters; controls [C, K]; the net's weights, first [U, 7], second
 //              [U, U] and its bias [U, 1], last [2, U] and its bias [2, 1], or none; the factor on
 //              updates and, for each tensor, the share of a parameter that is taken off, [K]; the
-//              state
+//              state; of a rule that averages its iterates, by how much the last is ahead [P]
 //     outputs  K new parameters; the new state
 //
 // Work is cut into chunks of a tensor, for several threads. Sums are those of chunks, added up in
@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "tensors.h"
@@ -43,9 +44,17 @@ constexpr int64_t kChunk = 4096;  // coordinates
 constexpr int kVectors = 2, kTile = 4;
 constexpr int kBlock = kLanes * kVectors;
 
+// float, const as T is.
+template <typename T>
+using Float = std::conditional_t<std::is_const_v<T>, const float, float>;
+
 template <typename T>
 struct State {
   T *fast, *slow, *square;
+  Float<T>* lead;  // only of a rule that averages
+  State At(int64_t i) const {
+    return {fast + i, slow + i, square + i, lead == nullptr ? nullptr : lead + i};
+  }
 };
 
 // Coordinates of one tensor, side by side.
@@ -78,24 +87,20 @@ template <typename T>
 struct Inputs {
   const float *gradient, *parameter;
   State<const T> state;
-  Inputs At(int64_t i) const {
-    return {gradient + i, parameter + i, {state.fast + i, state.slow + i, state.square + i}};
-  }
+  Inputs At(int64_t i) const { return {gradient + i, parameter + i, state.At(i)}; }
 };
 
 template <typename T>
 struct Outputs {
   float* parameter;
   State<T> state;
-  Outputs At(int64_t i) const {
-    return {parameter + i, {state.fast + i, state.slow + i, state.square + i}};
-  }
+  Outputs At(int64_t i) const { return {parameter + i, state.At(i)}; }
 };
 
 // The coordinates that do not fill a block, in one of their own, filled up with zeros.
 template <typename T>
 struct Padded {
-  float values[3][kBlock] = {};
+  float values[5][kBlock] = {};
   T states[6][kBlock] = {};
 
   Padded(const Inputs<T>& from, int64_t size) {
@@ -104,14 +109,18 @@ struct Padded {
     std::memcpy(states[0], from.state.fast, size * sizeof(T));
     std::memcpy(states[1], from.state.slow, size * sizeof(T));
     std::memcpy(states[2], from.state.square, size * sizeof(T));
+    if (from.state.lead) std::memcpy(values[3], from.state.lead, size * sizeof(float));
   }
-  Inputs<T> inputs() const { return {values[0], values[1], {states[0], states[1], states[2]}}; }
-  Outputs<T> outputs() { return {values[2], {states[3], states[4], states[5]}}; }
+  Inputs<T> inputs() const {
+    return {values[0], values[1], {states[0], states[1], states[2], values[3]}};
+  }
+  Outputs<T> outputs() { return {values[2], {states[3], states[4], states[5], values[4]}}; }
   void Empty(const Outputs<T>& to, int64_t size) const {
     std::memcpy(to.parameter, values[2], size * sizeof(float));
     std::memcpy(to.state.fast, states[3], size * sizeof(T));
     std::memcpy(to.state.slow, states[4], size * sizeof(T));
     std::memcpy(to.state.square, states[5], size * sizeof(T));
+    if (to.state.lead) std::memcpy(to.state.lead, values[4], size * sizeof(float));
   }
 };
 
@@ -184,6 +193,7 @@ struct Net<0> {
 template <int kUnits>
 struct Controls {
   float step, of_fast, of_slow, of_gradient, mean_log, biases[kUnits + 1];
+  float share;        // of the average, that the iterate gets
   float rate, decay;  // of the optimizer
 };
 
@@ -237,7 +247,8 @@ inline void Features(Vector fast, Vector slow, Vector gradient, Vector square, f
 
 template <typename T, int kUnits>
 void Update(int64_t size, const Inputs<T>& inputs, const Outputs<T>& outputs,
-            const Net<kUnits>& net, const Controls<kUnits>& controls, float max_direction) {
+            const Net<kUnits>& net, const Controls<kUnits>& controls, float max_direction,
+            float averaging) {
   auto step = [&](const Inputs<T>& inputs, const Outputs<T>& outputs) {
     Block features[kFeatures], moves, directions;
     for (int v = 0; v < kVectors; ++v) {
@@ -252,10 +263,10 @@ void Update(int64_t size, const Inputs<T>& inputs, const Outputs<T>& outputs,
       Store(square, next.square);
       Vector size = InverseRootOrZero(square);
       fast *= size * controls.of_fast;
-      directions[v] = Clip(fast, 3.0f);
+      g *= size * controls.of_gradient;
+      directions[v] = averaging > 0 ? Clip(g, max_direction) : Clip(fast, 3.0f);
       if constexpr (kUnits > 0) {
         slow *= size * controls.of_slow;
-        g *= size * controls.of_gradient;
         moves[v] = Min(1.0f, kAtRest * (Magnitude(fast) + Magnitude(g)));
         Features(fast, slow, g, square, controls.mean_log, v, features);
       }
@@ -273,8 +284,15 @@ void Update(int64_t size, const Inputs<T>& inputs, const Outputs<T>& outputs,
       }
     }
     for (int v = 0; v < kVectors; ++v) {
-      Vector theta = Load(inputs.At(v * kLanes).parameter);
-      Vector change = controls.step * controls.rate * directions[v] + controls.decay * theta;
+      const Inputs<T> own = inputs.At(v * kLanes);
+      Vector theta = Load(own.parameter), update = -controls.step * directions[v];
+      if (averaging > 0) {
+        Vector lead = Load(own.state.lead), move = update;
+        const float share = controls.share;
+        update = (1.0f - averaging + averaging * share) * move + share * lead;
+        Store((1.0f - share) * (lead + averaging * move), outputs.At(v * kLanes).state.lead);
+      }
+      Vector change = controls.decay * theta - controls.rate * update;
       Store(theta - change, outputs.At(v * kLanes).parameter);
     }
   };
@@ -292,7 +310,9 @@ void Update(int64_t size, const Inputs<T>& inputs, const Outputs<T>& outputs,
 struct Kernel {
   int64_t block, num_threads, num_tensors, num_weights = 0;
   unsigned char has_net = 0;
-  float max_direction = 0;
+  float max_direction = 0, averaging = 0;
+
+  int num_leaves() const { return averaging > 0 ? 4 : 3; }
 };
 
 struct Call {
@@ -340,29 +360,34 @@ struct Call {
       }
       state_size += FilledUp(tensor);
     }
-    for (int leaf = 1; leaf <= 3; ++leaf) {
+    for (int leaf = 1; leaf <= kernel.num_leaves(); ++leaf) {
       if (Elements(num_inputs - leaf) != state_size) return Fail("the state does not fit");
     }
     return true;
   }
 
-  TF_DataType StateType() const { return TF_TensorType(inputs.back().get()); }
+  TF_DataType StateType() const {
+    return TF_TensorType(inputs[inputs.size() - kernel.num_leaves()].get());
+  }
 
   template <typename T>
   Inputs<T> InputsOf(const Chunk& chunk) const {
-    const Tensor* state = &inputs.back() - 2;
     return {Data<const float>(inputs[chunk.tensor]) + chunk.start,
             Data<const float>(inputs[kernel.num_tensors + chunk.tensor]) + chunk.start,
-            {Data<const T>(state[0]) + chunk.place, Data<const T>(state[1]) + chunk.place,
-             Data<const T>(state[2]) + chunk.place}};
+            StateOf<const T>(inputs).At(chunk.place)};
   }
 
   template <typename T>
   Outputs<T> OutputsOf(const Chunk& chunk) const {
-    const Tensor* state = &outputs.back() - 2;
-    return {Data<float>(outputs[chunk.tensor]) + chunk.start,
-            {Data<T>(state[0]) + chunk.place, Data<T>(state[1]) + chunk.place,
-             Data<T>(state[2]) + chunk.place}};
+    return {Data<float>(outputs[chunk.tensor]) + chunk.start, StateOf<T>(outputs).At(chunk.place)};
+  }
+
+  // The state is the last of the inputs, and of the outputs.
+  template <typename T>
+  State<T> StateOf(const std::vector<Tensor>& tensors) const {
+    const Tensor* leaves = &tensors[tensors.size() - kernel.num_leaves()];
+    return {Data<T>(leaves[0]), Data<T>(leaves[1]), Data<T>(leaves[2]),
+            kernel.averaging > 0 ? Data<Float<T>>(leaves[3]) : nullptr};
   }
 
   int ThreadsToUse() const { return state_size < 4 * kChunk ? 1 : kernel.num_threads; }
@@ -424,12 +449,14 @@ void UpdateAll(Call* call) {
     own.step = row(0), own.of_fast = row(1), own.of_slow = row(2), own.of_gradient = row(3);
     if (kUnits) own.mean_log = row(4);
     for (int unit = 0; unit < kUnits; ++unit) own.biases[unit] = row(kFirstBias + unit);
+    if (call->kernel.averaging > 0) own.share = row(kUnits ? kFirstBias + kUnits : 4);
     own.rate = rate, own.decay = decays[tensor];
   }
   Threads::ForEach(call->chunks.size(), call->ThreadsToUse(), [&](int64_t i) {
     const Chunk& chunk = call->chunks[i];
     Update<T, kUnits>(chunk.size, call->InputsOf<T>(chunk), call->OutputsOf<T>(chunk), net,
-                      of_tensors[chunk.tensor], call->kernel.max_direction);
+                      of_tensors[chunk.tensor], call->kernel.max_direction,
+                      call->kernel.averaging);
   });
   // What fills tensors up stays 0.
   int64_t end = 0;
@@ -438,6 +465,9 @@ void UpdateAll(Call* call) {
     end += call->FilledUp(tensor);
     for (int leaf = 0; leaf < 3; ++leaf) {
       std::memset(Data<T>(call->outputs[k + leaf]) + start, 0, (end - start) * sizeof(T));
+    }
+    if (call->kernel.averaging > 0) {
+      std::memset(Data<float>(call->outputs[k + 3]) + start, 0, (end - start) * sizeof(float));
     }
   }
 }
@@ -457,7 +487,7 @@ void ComputeUpdate(void* kernel, TF_OpKernelContext* context) {
   const int k = call.kernel.num_tensors, num_inputs = call.inputs.size();
   const int net = 2 * k + 1, optimizers = net + call.kernel.num_weights;
   const int units = call.kernel.num_weights ? call.Elements(net + 2) : 0;
-  const int64_t rows = units ? kFirstBias + units : 4;
+  const int64_t rows = (units ? kFirstBias + units : 4) + (call.kernel.averaging > 0);
   if (call.Elements(2 * k) != rows * k) return (void)call.Fail("the controls do not fit");
   if (call.kernel.num_weights != (units ? 5 : 0)) return (void)call.Fail("a net has 5 weights");
   if (units) {
@@ -469,9 +499,10 @@ void ComputeUpdate(void* kernel, TF_OpKernelContext* context) {
   if (call.Elements(optimizers) != 1 || call.Elements(optimizers + 1) != k) {
     return (void)call.Fail("the learning rate or the decays do not fit");
   }
-  for (int o = 0; o < k + 3; ++o) {
+  const int num_leaves = call.kernel.num_leaves();
+  for (int o = 0; o < k + num_leaves; ++o) {
     // The gradient is not needed any more: what is new of the parameter may take its place.
-    const int input = o < k ? o : num_inputs - 3 + o - k;
+    const int input = o < k ? o : num_inputs - num_leaves + o - k;
     const TF_Tensor* like = call.inputs[input].get();
     std::vector<int64_t> shape;
     for (int axis = 0; axis < TF_NumDims(like); ++axis) shape.push_back(TF_Dim(like, axis));
@@ -479,7 +510,7 @@ void ComputeUpdate(void* kernel, TF_OpKernelContext* context) {
     TF_Tensor* tensor =
         o < k ? TF_ForwardInputOrAllocateOutput(context, &input, 1, o, shape.data(), shape.size(),
                                                 &forwarded, call.status.get())
-              : TF_AllocateOutput(context, o, call.StateType(), shape.data(), shape.size(),
+              : TF_AllocateOutput(context, o, TF_TensorType(like), shape.data(), shape.size(),
                                   TF_TensorByteSize(like), call.status.get());
     if (call.Failed()) return;
     call.outputs.emplace_back(tensor, TF_DeleteTensor);
@@ -502,6 +533,8 @@ void* New(TF_OpKernelConstruction* construction) {
   if (kIsUpdate) {
     TF_OpKernelConstruction_GetAttrInt64(construction, "W", &kernel->num_weights, status.get());
     TF_OpKernelConstruction_GetAttrFloat(construction, "max_direction", &kernel->max_direction,
+                                         status.get());
+    TF_OpKernelConstruction_GetAttrFloat(construction, "averaging", &kernel->averaging,
                                          status.get());
   } else {
     TF_OpKernelConstruction_GetAttrBool(construction, "has_net", &kernel->has_net, status.get());
@@ -528,14 +561,16 @@ bool Register() {
        New<false>,
        ComputeSummaries,
        {"has_net: bool"},
-       {},
+       {"fast: T", "slow: T", "square: T"},
        {"summaries: float", "is_finite: bool"}},
       {"L2lHierarchicalUpdate" L2L_TF_SUFFIX,
        New<true>,
        ComputeUpdate,
-       {"W: int >= 0", "max_direction: float"},
-       {"controls: float", "weights: W * float", "rate: float", "decays: float"},
-       {"new_parameters: K * float", "new_fast: T", "new_slow: T", "new_square: T"}},
+       {"W: int >= 0", "max_direction: float", "averaging: float", "A: int >= 0"},
+       {"controls: float", "weights: W * float", "rate: float", "decays: float", "fast: T",
+        "slow: T", "square: T", "lead: A * float"},
+       {"new_parameters: K * float", "new_fast: T", "new_slow: T", "new_square: T",
+        "new_lead: A * float"}},
   };
   Status status(TF_NewStatus(), TF_DeleteStatus);
   for (const Definition& definition : definitions) {
@@ -549,9 +584,6 @@ bool Register() {
       TF_OpDefinitionBuilderAddInput(op, input);
     }
     for (const char* own : definition.inputs) TF_OpDefinitionBuilderAddInput(op, own);
-    for (const char* input : {"fast: T", "slow: T", "square: T"}) {
-      TF_OpDefinitionBuilderAddInput(op, input);
-    }
     for (const char* output : definition.outputs) TF_OpDefinitionBuilderAddOutput(op, output);
     TF_OpDefinitionBuilderSetShapeInferenceFunction(op, UnknownShapes);
     TF_RegisterOpDefinition(op, status.get());
