@@ -139,6 +139,33 @@ def _synthetic():
             128,
             lambda: mlp([2], 1, [32, 32], keras.ops.sin, scale=8.0),
         ),
+        _drawn(
+            "waves-4", synthetic.waves(3, 3.0), squares, 64, lambda: mlp([3], 1, [40, 40], "gelu")
+        ),
+        _drawn("deep-1", regression(6), squares, 64, lambda: mlp([6], 1, [14] * 14, "tanh")),
+        _drawn(
+            "deep-2",
+            classification(8, 4),
+            _cross_entropy(),
+            32,
+            lambda: mlp([8], 4, [16] * 10, "selu", "lecun_normal"),
+        ),
+        _drawn("checkers", synthetic.checkers(), binary, 32, lambda: mlp([2], 1, [20, 20], "tanh")),
+        _drawn("sets", synthetic.sets(), squares, 64, lambda: models.set_net(6, 3)),
+        _drawn(
+            "ratings-2",
+            synthetic.ratings(500, 300),
+            squares,
+            128,
+            lambda: models.factorization(500, 300, 8),
+        ),
+        _drawn(
+            "topics-2",
+            synthetic.topics(1500, 12, 10),
+            _cross_entropy(),
+            64,
+            lambda: models.bag_of_words(12, 1500, 10, 12),
+        ),
         _drawn("ratings", synthetic.ratings(), squares, 64, lambda: models.factorization(150, 80)),
         _drawn("table", synthetic.table(), binary, 32, lambda: models.tabular_net(6, (60, 20, 5))),
         _drawn(
@@ -168,6 +195,13 @@ def _sequences():
             _cross_entropy(),
             16,
             lambda: transformer(16, 20, tokens=20),
+        ),
+        _drawn(
+            "chains-lstm",
+            markov(80, 8, 3.0),
+            _cross_entropy(),
+            16,
+            lambda: recurrent([8], 80, "LSTM", 20, tokens=80, at_each_step=True),
         ),
         _drawn(
             "sums-gru", synthetic.marked_sums(8), "mse", 64, lambda: recurrent([8, 2], 1, "GRU", 12)

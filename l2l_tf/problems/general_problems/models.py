@@ -179,6 +179,20 @@ def bag_of_words(length, tokens, outputs, units=8):
     )
 
 
+def set_net(size, inputs, units=24, activation="relu"):
+    """Deep sets (Zaheer et al. 2017): a perceptron of each element, and one of their mean."""
+    return keras.Sequential(
+        [
+            keras.Input([size, inputs]),
+            layers.Dense(units, activation),
+            layers.Dense(units, activation),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(units, activation),
+            layers.Dense(1),
+        ]
+    )
+
+
 def _sublayer(x, inner, norm_first):
     if norm_first:
         return layers.Add()([x, inner(layers.LayerNormalization()(x))])

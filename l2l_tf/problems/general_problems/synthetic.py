@@ -84,6 +84,35 @@ def waves(num_inputs=1, highest=12.0, num_waves=6):
     return draw
 
 
+def checkers(highest=6.0):
+    """Two classes of points of a square, in a checkerboard of random angle and up to so many waves.
+
+    A net can tell all apart.
+    """
+
+    def draw(seed):
+        x = draws.uniform(draws.fold_in(seed, 0), (-1.0, 1.0), [NUM_EXAMPLES, 2])
+        angle = draws.uniform(draws.fold_in(seed, 1), (0.0, 2 * math.pi))
+        frequency = draws.uniform(draws.fold_in(seed, 2), (2.0, highest))
+        turned = tf.stack([tf.cos(angle), tf.sin(angle)]), tf.stack([-tf.sin(angle), tf.cos(angle)])
+        sides = [tf.sin(frequency * tf.linalg.matvec(x, axis)) for axis in turned]
+        return x, tf.cast(sides[0] * sides[1] > 0, tf.float32)[:, None]
+
+    return draw
+
+
+def sets(size=6, num_inputs=3):
+    """Sets of points, and the mean over a set of what a random net says of each."""
+
+    def draw(seed):
+        x = _normal(seed, 5, [NUM_EXAMPLES, size, num_inputs])
+        y = tf.reshape(_teacher(seed, tf.reshape(x, [-1, num_inputs]), 1), [NUM_EXAMPLES, size])
+        y = tf.reduce_mean(y, axis=1, keepdims=True)
+        return x, (y - tf.reduce_mean(y)) / tf.math.reduce_std(y)
+
+    return draw
+
+
 def markov_chains(num_tokens=20, length=16, sharpness=2.0):
     """Sequences of a random Markov chain, and what comes next: ``(x, y)``, both [n, length]."""
 
