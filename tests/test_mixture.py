@@ -229,7 +229,8 @@ def test_what_was_stopped_counts_for_the_rest_of_the_episode():
     assert np.sign(received) == np.sign(slope)
 
 
-@pytest.mark.parametrize("how", ["given", pytest.param("in scope", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["given", "in scope"])
 def test_replicas_give_what_one_device_gives(how):
     """Also of a Keras model, whose loss Keras would divide by their number."""
     mixture = Mixture([(Quadratic(), 1.0), (conftest.keras_problem(), 1.0)])

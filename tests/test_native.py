@@ -196,6 +196,7 @@ def test_no_saved_model_has_the_kernel(tmp_path):
     assert not any(b"L2lLstmStep" in graph.read_bytes() for graph in graphs)
 
 
+@pytest.mark.slow
 @needs_library
 def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -302,6 +303,7 @@ def test_only_a_library_that_no_one_else_can_have_written_is_loaded(kind, monkey
     assert compiled_again == ([] if kind == "ours" else [path])
 
 
+@pytest.mark.slow
 @needs_library
 def test_a_library_is_kept_for_the_next_process(monkeypatch, tmp_path):
     """Also where a umask gives new files to the group."""

@@ -590,6 +590,7 @@ def what_a_fit_leaves(rule):
     return len(rules), len(functions)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_gone_leaves_no_rule_and_no_program():
     counts = [what_a_fit_leaves(lstm()) for _ in range(4)]
     assert counts[1] == counts[3]

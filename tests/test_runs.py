@@ -97,7 +97,9 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("within an epoch", marks=pytest.mark.slow), *list(STOPS)[1:]]
+)
 def test_stopped_and_resumed_equals_undisturbed(name, request, tmp_path, monkeypatch, capfd):
     method, number, sent, problem = STOPS[name]
     whole = request.getfixturevalue("whole_mixture" if problem else "whole")
@@ -507,7 +509,7 @@ def train(writer):
     rule = l2l_tf.update_rules.CoordinatewiseLSTM((4,), seed=0)
     options = dict(num_groups=2, meta_batch_size=2, objective="sum", max_diverged=1.0)
     trainer = l2l_tf.MetaTrainer(rule, problem, 5, 10, **options)
-    meta_train(trainer, save_dir, num_episodes=8000, meta_learning_rate=0.01,
+    meta_train(trainer, save_dir, num_episodes=16000, meta_learning_rate=0.01,
                validate_every=800, checkpoint_seconds=0.2, verbose=0)
 
 kills = 0
