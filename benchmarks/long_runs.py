@@ -31,6 +31,7 @@ from l2l_tf.evaluation.rate_search import coarse_to_fine
 _ONLY = flags.DEFINE_enum("only", "mnist", ["mnist", "cifar10"], "What to run.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "As for tfds.load.")
 _RULE = flags.DEFINE_string("rule", "general", "A shipped rule, or a directory with one.")
+_BASELINES = flags.DEFINE_bool("baselines", True, "Whether to run Adam too.")
 _NUM_SEEDS = flags.DEFINE_integer("num_seeds", 2, "To report on.", 1)
 
 TUNING_SEED = 1000
@@ -112,13 +113,14 @@ def run(name, build_model, train, test, num_steps, batch_size):
         print(f"{name}, cosine={cosine}: {sorted(scores.items())}", flush=True)
         return UNIT * 2.0**best
 
-    rates = {cosine: tuned(cosine) for cosine in (False, True)}
-    optimizers = {
-        _RULE.value: lambda: l2l_tf.LearnedOptimizer(_RULE.value),
-        f"Adam {rates[False]:g}": lambda: adam(num_steps, rates[False], False),
-        f"Adam {rates[True]:g}, cosine": lambda: adam(num_steps, rates[True], True),
-        "Adam 0.001": lambda: adam(num_steps, 0.001, False),
-    }
+    optimizers = {_RULE.value: lambda: l2l_tf.LearnedOptimizer(_RULE.value)}
+    if _BASELINES.value:
+        rates = {cosine: tuned(cosine) for cosine in (False, True)}
+        optimizers |= {
+            f"Adam {rates[False]:g}": lambda: adam(num_steps, rates[False], False),
+            f"Adam {rates[True]:g}, cosine": lambda: adam(num_steps, rates[True], True),
+            "Adam 0.001": lambda: adam(num_steps, 0.001, False),
+        }
     for seed in range(_NUM_SEEDS.value):
         for label, make in optimizers.items():
             start = time.perf_counter()
