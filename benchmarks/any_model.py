@@ -6,7 +6,8 @@ import tensorflow as tf
 
 import l2l_tf
 from benchmarks import measure
-from l2l_tf.update_rules import Adam, Hierarchical
+from l2l_tf.meta_training.new_rules import new_rule
+from l2l_tf.update_rules import Adam
 
 VOCABULARY, LENGTH, SEQUENCES = 4000, 32, 8
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -15,8 +16,8 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 def optimizers():
     return {
         "Adam": keras.optimizers.Adam(),
-        "lite": l2l_tf.LearnedOptimizer(Hierarchical(coordinate_units=0, seed=0)),
-        "net": l2l_tf.LearnedOptimizer(Hierarchical(coordinate_units=8, seed=0)),
+        "lite": l2l_tf.LearnedOptimizer(new_rule("hierarchical-lite", layers=[], seed=0)),
+        "net": l2l_tf.LearnedOptimizer(new_rule("hierarchical", layers=[], seed=0)),
         "Adam as a rule": l2l_tf.LearnedOptimizer(Adam()),
     }
 
