@@ -53,13 +53,12 @@ class Tuned(Hierarchical):
     """With steps that are a factor of the untrained ones."""
 
     def __init__(self, **kwargs):
-        super().__init__(coordinate_units=0, seed=0, **kwargs)
+        super().__init__(coordinate_units=0, warm_up=50, seed=0, **kwargs)
         self.factor = self.add_weight(shape=[], initializer="ones", trainable=False)
 
     def control(self, summaries, state, tensors):
         controls, state = super().control(summaries, state, tensors)
-        factor = self.factor * tf.minimum(state["steps"] / 50, 1.0)
-        return tf.concat([factor * controls[:1], controls[1:]], axis=0), state
+        return tf.concat([self.factor * controls[:1], controls[1:]], axis=0), state
 
 
 def main(_):

@@ -29,7 +29,7 @@ class OptimizerState(tf.__internal__.tracking.Trackable):
             with tf.init_scope():
                 given = tf.nest.flatten(step.of_tensors(given))
 
-        def make(shape, initializer, name, adds_up=False):
+        def make(shape, initializer, name, adds_up):
             # A value comes from an initializer: where a graph is traced, an assignment is lost.
             if given is not None:
                 initializer = keras.initializers.Constant(given[len(self._pieces)])

@@ -61,10 +61,9 @@ class CoordinatesStep:
         of_pieces = [
             _made(
                 lambda size=size: self.rule.initial_state(size),
-                lambda index, *args, **kwargs: make(
-                    *args, adds_up=index in self.rule.leaves_that_add_up, **kwargs
-                ),
+                make,
                 f"piece_{piece}_state",
+                adds_up=lambda index: index in self.rule.leaves_that_add_up,
             )
             for piece, size in enumerate(self.piece_sizes)
         ]
@@ -72,8 +71,9 @@ class CoordinatesStep:
             return of_pieces, ()
         control = _made(
             lambda: levels.initial_control(self.rule, self.tensors),
-            lambda _, *args, **kwargs: make(*args, adds_up=True, **kwargs),
+            make,
             "control",
+            adds_up=lambda index: True,
         )
         return of_pieces, control
 
@@ -255,11 +255,7 @@ class TensorsStep:
     def initial_state(self, make):
         """See ``ModelStep`` in ``model_step.py``."""
         return [
-            _made(
-                lambda tensor=tensor: self.rule.initial_state([tensor])[0],
-                lambda _, *args, **kwargs: make(*args, **kwargs),
-                f"tensor_{k}",
-            )
+            _made(lambda tensor=tensor: self.rule.initial_state([tensor])[0], make, f"tensor_{k}")
             for k, tensor in enumerate(self._layout)
         ]
 
@@ -293,8 +289,8 @@ class TensorsStep:
         return TensorsStep(self.rule, [self._layout[k] for k in tensors])
 
 
-def _made(initial_state, make, name):
-    """A state whose leaves are made by ``make(index, shape, initializer, name=…)``."""
+def _made(initial_state, make, name, adds_up=lambda index: False):
+    """A state whose leaves are made by ``make(shape, initializer, name=…, adds_up=…)``."""
     with tf.init_scope():
         structure = initial_state()
 
@@ -302,7 +298,8 @@ def _made(initial_state, make, name):
         def initializer(shape, dtype):
             return tf.cast(tf.nest.flatten(initial_state())[index], dtype)
 
-        return make(index, leaf.shape.as_list(), initializer, name=f"{name}_{index}")
+        shape = leaf.shape.as_list()
+        return make(shape, initializer, name=f"{name}_{index}", adds_up=adds_up(index))
 
     leaves = [leaf_of(index, leaf) for index, leaf in enumerate(tf.nest.flatten(structure))]
     return tf.nest.pack_sequence_as(structure, leaves)
