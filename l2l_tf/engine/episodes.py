@@ -89,7 +89,7 @@ def episodes(
     # Meta-training takes one window after another. Others keep all episodes, which they see again.
     is_meta_training = purpose == "meta_train"
     num_held = num_parallel * num_at_once if is_meta_training else num_episodes
-    check_memory(problem, window_length, num_held, is_recorded=is_meta_training)
+    check_memory(problem, window_length, num_held)
 
     start = tf.data.Dataset.from_tensors(0).map(lambda _: first())
     numbers = start.flat_map(lambda n: tf.data.Dataset.range(n, n + num_episodes))
@@ -138,7 +138,7 @@ def side_by_side(
     return interleaved.batch(num_parallel, drop_remainder=True)
 
 
-def check_memory(problem, window_length, num_optimizees, is_recorded):
+def check_memory(problem, window_length, num_optimizees, is_recorded=False):
     """Refuses a window that does not fit the machine's memory, before any of it is allocated.
 
     Args:

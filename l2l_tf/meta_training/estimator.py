@@ -45,7 +45,12 @@ class Estimator:
             parameter `first_loss`, of f(θ_0) too.
         segment_length: K, steps between which the rule's state is cut; None: nowhere.
         max_loss_ratio: see ``unroll``.
+
+    Attributes:
+        is_recorded: whether of each step gradients and cotangents are kept.
     """
+
+    is_recorded = True
 
     def __init__(self, objective, segment_length=None, max_loss_ratio=None):
         self.objective = objective

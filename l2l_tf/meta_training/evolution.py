@@ -75,6 +75,8 @@ class PersistentEvolution(Estimator):
     >>> history = trainer.fit(trainer.dataset(seed=0, num_episodes=2), verbose=0)
     """
 
+    is_recorded = False
+
     def __init__(
         self,
         objective,

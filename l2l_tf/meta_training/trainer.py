@@ -144,8 +144,6 @@ class MetaTrainer(keras.Model):
         window_length = num_steps if credit == "episode" else unroll_length
         for of_mixture in problems:
             checks.check_can_draw(rule, of_mixture, backward_fraction, second_derivatives)
-            num_held = num_groups * meta_batch_size // replicas.num_replicas
-            check_memory(of_mixture, window_length, num_held, is_recorded=True)
             # Also where nothing is carried from window to window: a rule that does not take the
             # problem's tensors says so here.
             unroll_lib.initial_state(rule, of_mixture.layout, 1)
@@ -174,6 +172,9 @@ class MetaTrainer(keras.Model):
         self.estimator = estimator(
             objective=objective, segment_length=unroll_length, max_loss_ratio=max_loss_ratio
         )
+        num_held = num_groups * meta_batch_size // replicas.num_replicas
+        for of_mixture in problems:
+            check_memory(of_mixture, window_length, num_held, self.estimator.is_recorded)
 
         # Episodes trained on so far; datasets go on from here, epoch after epoch.
         self.episode = tf.Variable(0, dtype=tf.int64, trainable=False, name="episode")
