@@ -93,7 +93,7 @@ def check_the_same(problem, rule, tolerance):
     received, expected = (
         meta_step(problem, RULES[rule](), jit_compile) for jit_compile in (True, None)
     )
-    np.testing.assert_allclose(received[0], expected[0], rtol=1e-3)
+    np.testing.assert_allclose(received[0], expected[0], rtol=tolerance)
     for vectors, of_expected in zip(received[1:], map(flat, expected[1:])):
         size = np.linalg.norm(of_expected)
         assert 0 < size < np.inf
@@ -113,7 +113,9 @@ def test_a_whole_meta_step_compiles(name, rule, tmp_path):
 @pytest.mark.parametrize("name, rule", SLOW)
 def test_a_whole_meta_step_compiles_slow(name, rule, tmp_path):
     # Biases before a normalization have gradients of rounding noise, which logarithms magnify: with
-    # parameters off by 1e-7, the meta-gradient is off by 2e-3, and some of its values by 2e-2.
+    # parameters off by 1e-7, the meta-gradient is off by 2e-3, and some of its values by 2e-2. And
+    # a rectifier or a maximum that flips turns steps that are normalized: without XLA too, with
+    # parameters off by 1e-7, losses are off by up to 4e-4.
     tolerance = 1e-2 if name.startswith("cifar") else 1e-3
     check_the_same(problem_of(name, tmp_path), rule, tolerance)
 
