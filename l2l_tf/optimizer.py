@@ -39,6 +39,11 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
     * **Sparse gradients** (of an Embedding): rows that a batch does not touch have a gradient of 0;
       the rule sees it, and their state advances, as the moments of Keras' Adam do.
 
+    * **At its end**, ``fit`` leaves the average of the iterates in the model's variables, if the
+      rule has one (as "general"; not with `use_ema`, whose average goes before). So does
+      ``finalize_variable_values`` in a loop of one's own. What is seen on the way, as by
+      validation, are the parameters where gradients are taken; the next step goes on from these.
+
     A rule is meta-trained to do well at a learning rate of 1.0, without clipping or decay. With no
     rule named, it is "general", for any model: there is nothing to tune.
 
@@ -140,6 +145,7 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
         # makes.
         self._restored_shapes, self._restored = None, []
         self._state = None
+        self._final_rate = None  # of a rule with a final shift, a variable
 
     def set_weights(self, weights):
         super().set_weights(weights)  # those that Keras keeps
@@ -184,6 +190,11 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
         self._skipped_steps = self.add_variable(
             shape=(), initializer="zeros", dtype="int64", name="skipped_steps"
         )
+        if step.has_final_shift():
+            # How many times it is in the variables now: see `finalize_variable_values`.
+            self._final_rate = self.add_variable(
+                shape=(), initializer="zeros", dtype="float32", name="final_rate"
+            )
         self._places = {self._index_of(v): place for place, v in enumerate(seen)}
         names = [name for name, _ in layout]
         self._state = OptimizerState(step, self.state_dtype, names, self._restored or None)
@@ -217,18 +228,62 @@ class LearnedOptimizer(hooks.AllVariablesOptimizer):
             )
         self._step(*self._arguments_of_step([variable]), [gradient], learning_rate)
 
+    def finalize_variable_values(self, var_list):
+        """At the end of ``fit``: of a rule that averages its iterates, hands out the average.
+
+        The next step goes on from where the iterates were. As in Keras, with `use_ema` the
+        variables are their moving averages.
+
+        Args:
+            var_list: the model's trainable variables; those that this optimizer does not train
+                stay as they are.
+        """
+        super().finalize_variable_values(var_list)
+        if self.use_ema or self._final_rate is None:
+            return
+        before = tf.convert_to_tensor(self._final_rate)
+        rate = tf.cast(tf.convert_to_tensor(self.learning_rate), tf.float32)
+        rate = tf.where(before == 0.0, rate, 0.0)  # once
+        variables = self._trainable_variables
+        self._shift(variables, map(self._index_of, variables), self._state.pieces, rate)
+        self._final_rate.assign(before + rate)
+
+    def _go_on(self, variables, indices, state, final_rate):
+        """Takes the final shift back, at the first step after it."""
+
+        def go_on():
+            self._shift(variables, indices, state, -final_rate)
+            self.assign(final_rate, tf.zeros_like(final_rate))
+            return tf.constant(True)
+
+        tf.cond(tf.equal(final_rate, 0.0), lambda: tf.constant(False), go_on)
+
+    def _shift(self, variables, indices, state, rate):
+        shifts = self._state.step.final_shifts(state)
+        for variable, index in zip(variables, indices):
+            place = self._places.get(index)
+            if place is not None and shifts[place] is not None:
+                shift = tf.cast(rate, shifts[place].dtype) * shifts[place]
+                self.assign_add(variable, tf.cast(shift, variable.dtype))
+
     def _arguments_of_step(self, variables):
-        """``(skipped_steps, variables, index and weight decay of each, state)``."""
+        """``(counters, variables, index and weight decay of each, state)``."""
+        counters = [self._skipped_steps.value]
+        if self._final_rate is not None:
+            counters.append(self._final_rate.value)
         decays = [
             self.weight_decay_scale * (self.weight_decay or 0.0) * self._is_decayed(variable)
             for variable in variables
         ]
         indices = [self._index_of(variable) for variable in variables]
-        return self._skipped_steps.value, list(variables), indices, decays, self._state.pieces
+        return counters, list(variables), indices, decays, self._state.pieces
 
-    def _step(self, skipped_steps, variables, indices, decays, state, gradients, learning_rate):
+    def _step(self, counters, variables, indices, decays, state, gradients, learning_rate):
         """One step of one replica, for some of the variables."""
         self._check_weights()
+        skipped_steps, *final_rate = counters
+        for rate in final_rate:
+            self._go_on(variables, indices, state, rate)
         # IndexedSlices become dense. A gradient may be finite in float64 and not in float32.
         gradients = [
             tf.reshape(tf.cast(tf.convert_to_tensor(g), self.rule.dtype), variable.shape)

@@ -41,16 +41,22 @@ def random_gradients(num_steps, dtype="float32"):
 
 def run(rule, gradients, parameters=None):
     """Updates ``[steps, N]``, log steps ``[steps, K]``; the parameters do not move."""
+    updates, states = run_states(rule, gradients, parameters)
+    return updates, np.array([control["log_step"].numpy()[0] for _, control in states])
+
+
+def run_states(rule, gradients, parameters=None):
+    """Updates ``[steps, N]``, and the states after each step."""
     tensors = levels.Tensors.of_shapes(SHAPES, rule.dtype)
     parameters = tf.zeros(sum(SIZES), rule.dtype) if parameters is None else parameters
 
-    state, updates, log_steps = levels.initial_state(rule, sum(SIZES), tensors), [], []
+    states, updates = [levels.initial_state(rule, sum(SIZES), tensors)], []
     for gradient in gradients:
         inputs = levels.Inputs(tf.constant(gradient, rule.dtype), parameters)
-        update, state = levels.step(rule, inputs, state, tensors, OWNERS)
+        update, state = levels.step(rule, inputs, states[-1], tensors, OWNERS)
         updates.append(update.numpy())
-        log_steps.append(state[1]["log_step"].numpy()[0])
-    return np.array(updates), np.array(log_steps)
+        states.append(state)
+    return np.array(updates), states[1:]
 
 
 def sizes_of_steps(parameters):
@@ -86,7 +92,7 @@ def test_untrained_with_averages_it_is_schedule_free(coordinate_units, power):
         averaging_power=power,
         warm_up=12,
     )
-    updates, _ = run(rule, gradients)  # at parameters of 0, where a step's size is the same
+    updates, states = run_states(rule, gradients)  # at 0, where a step's size is the same
     step = np.exp(-5.0) * sizes_of_steps(np.zeros(sum(SIZES)))
     x = z = y = v = np.zeros(sum(SIZES))
     for t, (gradient, received) in enumerate(zip(gradients, updates), start=1):
@@ -97,6 +103,7 @@ def test_untrained_with_averages_it_is_schedule_free(coordinate_units, power):
         new = (1 - beta) * z + beta * x
         np.testing.assert_allclose(received, new - y, rtol=1e-8, atol=1e-12)
         y = new
+    np.testing.assert_allclose(y + rule.final_shift(states[-1][0]), x, rtol=1e-8, atol=1e-12)
 
 
 @units
@@ -124,13 +131,18 @@ def test_no_weights_override_the_caps(scale):
 
 
 def test_no_weights_override_the_brake():
+    """It takes hold of all tensors at once, and lets go when gradients are as they were."""
     rule = random_rule()
     rule._change_bias.assign([[1e3]])
-    gradients = random_gradients(40)
-    gradients[30:, OWNERS == 2] *= 20
-    _, log_steps = run(rule, gradients)
-    assert np.all(log_steps[29] == -2)
-    np.testing.assert_allclose(np.diff(log_steps[29:34], axis=0), -0.3, atol=1e-6)
+    gradients = random_gradients(110)
+    gradients[30:36, OWNERS == 2] *= 20
+    _, states = run_states(rule, gradients)
+    steps = np.log([control["step"].numpy()[0] for _, control in states])
+    np.testing.assert_allclose(np.diff(steps[29:34], axis=0), -0.3, atol=1e-5)
+    log_steps = np.array([control["log_step"].numpy()[0] for _, control in states])
+    assert np.all(log_steps[29:] == -2)
+    assert np.all(steps.min(axis=0) < steps[29] - 1)
+    np.testing.assert_allclose(steps[-1], steps[29], atol=0.1)
 
 
 def test_control_settles():

@@ -129,6 +129,21 @@ class ModelStep:
                     at_rest.append(step.rule)
         return at_rest
 
+    def has_final_shift(self):
+        """Whether a rule of a part has a ``final_shift``."""
+        return any(levels.has_final_shift(step.rule) for step in self._steps)
+
+    def final_shifts(self, state):
+        """For each tensor of the layout its rule's ``final_shift``, of its shape, or None."""
+        shifts = [None] * len(self._layout)
+        for indices, step, of_part in zip(self._indices, self._steps, state):
+            values = tf.nest.map_structure(tf.convert_to_tensor, of_part)
+            for index, of_tensor in zip(indices, step.by_tensor(values)):
+                shift = levels.final_shift(step.rule, of_tensor)
+                if shift is not None:
+                    shifts[index] = tf.reshape(shift, self._layout[index][1])
+        return shifts
+
     def slices(self, state):
         """Where the state of each of the layout's tensors is.
 

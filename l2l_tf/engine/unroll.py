@@ -207,6 +207,16 @@ def initial_state(rule, layout, num_optimizees):
     )
 
 
+def final_parameters(rule, layout, trajectory):
+    """What the rule hands out after θ_T, ``[M, N]``: see ``UpdateRule.final_shift``."""
+    parts, of_parts = Parts(rule, layout), []
+    vectors = parts.take(trajectory.parameters)
+    for (of_part, _), state, theta in zip(parts, parts.states(trajectory.state), vectors):
+        shift = levels.final_shift(of_part, state)
+        of_parts.append(theta if shift is None else theta + tf.reshape(shift, theta.shape))
+    return parts.put_together(of_parts)
+
+
 def losses_and_gradients(problem, parameters, batch):
     """Losses ``[M]`` and gradients ``[M, N]`` of M optimizees, at parameters ``[M, N]``."""
 

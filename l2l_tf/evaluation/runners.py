@@ -70,15 +70,8 @@ class _Unroll:
         is_after = ~runs.running & (steps > runs.stopped_at)  # [T, M]
         losses = tf.where(is_after, nan, trajectory.losses)
         is_there = runs.running | (runs.stopped_at == num_losses - 1)
-        final = tf.where(is_there[:, None], self._final_parameters(trajectory), nan)
-        return tf.transpose(losses), final
-
-    def _final_parameters(self, trajectory):
-        rule, parameters = self._rule, trajectory.parameters
-        if type(rule).final_parameters is UpdateRule.final_parameters:
-            return parameters
-        vector = rule.final_parameters(tf.reshape(parameters, [-1]), trajectory.state)
-        return tf.reshape(vector, parameters.shape)
+        final = unroll_lib.final_parameters(self._rule, self._problem.layout, trajectory)
+        return tf.transpose(losses), tf.where(is_there[:, None], final, nan)
 
 
 class _InPlace:
@@ -104,6 +97,7 @@ class _InPlace:
             if m:
                 self._start(episode, m)
             losses = self._train(_of_optimizee(episode["batches"], m)).numpy()
+            self._optimizer.finalize_variable_values(self._variables)  # as `fit` does
             parameters = [v.numpy().ravel() for v in self._variables]
             runs.append((losses, np.concatenate(parameters)))
         losses, parameters = map(np.stack, zip(*runs))

@@ -17,12 +17,19 @@ def module(rule):
         return exported
     exported.meta_parameters = [v.value for v in rule.weights]
     export = _export_coordinatewise if rule.coupling == "coordinate" else _export_for_a_tensor
-    exported.initial_state, exported.update = export(rule)
+    exported.initial_state, exported.update, state = export(rule)
+    if levels.has_final_shift(rule):
+        exported.final_shift = tf.function(
+            lambda state: levels.final_shift(rule, state), input_signature=[state]
+        )
     return exported
 
 
 def _export_coordinatewise(rule):
-    """For any number of coordinates; of a rule with a control, for tensors of any shapes."""
+    """``(initial_state, update, specs of a state)`` for any number of coordinates.
+
+    Of a rule with a control, for tensors of any shapes.
+    """
     inputs = [tf.TensorSpec([None], rule.dtype)] * (2 if rule.sees_parameters else 1)
     one = levels.Tensors.of_shapes([(1,)], rule.dtype)
     of_one = levels.initial_state(rule, 1, one)
@@ -34,6 +41,7 @@ def _export_coordinatewise(rule):
         return (
             tf.function(rule.initial_state, input_signature=[size]),
             tf.function(_by_name(rule, rule.update), input_signature=[*inputs, state]),
+            state,
         )
 
     def initial_state(shapes):
@@ -50,6 +58,7 @@ def _export_coordinatewise(rule):
     return (
         tf.function(initial_state, input_signature=[shapes]),
         tf.function(_by_name(rule, update), input_signature=[*inputs, state, shapes]),
+        state,
     )
 
 
@@ -63,7 +72,7 @@ def _by_name(rule, update):
 
 
 def _export_for_a_tensor(rule):
-    """For a tensor of any shape that the rule takes."""
+    """The same for a tensor of any shape that the rule takes."""
 
     def initial_state(shape):
         return rule.initial_state([("tensor", shape)])[0]
@@ -92,4 +101,4 @@ def _export_for_a_tensor(rule):
             "with coupling 'tensor': `initial_state` takes a shape that is an int32 vector, and "
             "`update` uses tf.shape. If it needs a rank, see UpdateRule.tensor_shape."
         ) from error
-    return initial_state, update
+    return initial_state, update, state_signature

@@ -133,20 +133,19 @@ class UpdateRule(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement update(inputs, state).")
 
-    def final_parameters(self, parameters, state):
-        """What the rule hands out for use after its last step: by default, where it has led.
+    def final_shift(self, state):
+        """What is added to the parameters when training ends: by default None, nothing.
 
-        Another rule may average its iterates, as ``ScheduleFreeAdamW`` does. Only of coordinatewise
-        rules without a control.
+        Of a rule that averages its iterates, from where gradients were taken to the average; as
+        ``ScheduleFreeAdamW`` and ``Hierarchical``. Only of coordinatewise rules.
 
         Args:
-            parameters: θ_T ``[N]``, where gradients were taken.
-            state: after step T.
+            state: of the coordinates, after the last step; of a rule with a control, without its.
 
         Returns:
-            Parameters ``[N]``.
+            ``[N]``, or None.
         """
-        return parameters
+        return None
 
     @property
     def has_control(self):

@@ -20,6 +20,8 @@ MOST_GAIN = 2.0  # of the logarithm of a coordinate's gain
 # A jump of the power by F makes the ratio of its averages (0.8 + 0.2 F) / (0.99 + 0.01 F), never
 # more than 20: it passes 10 where gradients have become ten times as large.
 BRAKE, ALARM = -0.3, 10.0
+LATE = 300.0  # steps after which time stands still for the control, whatever the horizon
+RELEASE = 0.95  # what is left of the brake after a step without an alarm
 AT_REST = 100.0
 
 
@@ -44,7 +46,8 @@ class Hierarchical(base.UpdateRule):
 
     * a step of at most ``exp(max_log_step)`` of a tensor's size, times `max_direction`;
     * a brake: while a tensor's gradient power, averaged over a few steps, is ten times that of the
-      last hundred, the steps of all tensors shrink by a quarter each time;
+      last hundred, the steps of all tensors shrink by a quarter each time; then they grow back
+      within some fifty steps;
     * where a coordinate's gradient stays 0, it comes to rest.
 
     Gradients are exact in scale from about 1e-17 to 1e15 in size (float32); larger ones are taken
@@ -62,7 +65,8 @@ class Hierarchical(base.UpdateRule):
         averaging: β, below 1, of Schedule-Free averaging (Defazio et al. 2024, "The road less
             scheduled"): the steps are those of iterates z, from gradients without momentum, and
             the parameters are (1 - β) z + β x, where x is the mean of all z so far. So noise is
-            averaged out, as by a decaying step size, whatever the horizon. 0 for none.
+            averaged out, as by a decaying step size, whatever the horizon. When training ends,
+            ``final_shift`` hands out x. 0 for none.
         averaging_power: r: in the mean, step t counts as about t^r.
         warm_up: steps over which the size of steps grows in proportion to their number; 0 for none.
         settling: after so many steps t, the most that a log step changes falls as 1/t², so that it
@@ -158,6 +162,7 @@ class Hierarchical(base.UpdateRule):
             "steps": rows(1),
             "units": rows(self.control_units),
             "log_step": rows(1) + self.initial_log_step,
+            "brake": rows(1),
             "step": rows(1),
             "powers": rows(len(POWERS)),
             "cosines": rows(len(COSINES)),
@@ -193,12 +198,13 @@ class Hierarchical(base.UpdateRule):
             change *= tf.minimum((self.settling / state["steps"]) ** 2, 1.0)
         is_alarmed = state["powers"][0] > ALARM * state["powers"][2]
         is_alarmed = tensors.model_sum(tf.cast(is_alarmed, self.dtype)) > 0
-        change = tf.where(is_alarmed, tf.constant(BRAKE, self.dtype), change)
+        brake = tf.where(is_alarmed, state["brake"] + BRAKE, RELEASE * state["brake"])
+        change = tf.where(is_alarmed, tf.minimum(change, 0.0), change)
         log_step = tf.clip_by_value(state["log_step"] + change, LEAST_LOG_STEP, self.max_log_step)
-        step = tf.exp(log_step) * scale
+        step = tf.exp(log_step + brake) * scale
         if self.warm_up:
             step *= tf.minimum(state["steps"] / self.warm_up, 1.0)
-        state = {**state, "units": units, "log_step": log_step, "step": step}
+        state = {**state, "units": units, "log_step": log_step, "brake": brake, "step": step}
         controls = [step, corrections]
         if self.coordinate_units:
             mean_log = tf.math.divide_no_nan(*sums[10:])
@@ -221,6 +227,12 @@ class Hierarchical(base.UpdateRule):
         share, beta = controls[-1], self.averaging
         update = (1 - beta + beta * share) * move + share * lead
         return update, (*moments, (1 - share) * (lead + beta * move))
+
+    def final_shift(self, state):
+        """From y to x, the average of the iterates: ``[N]``. The last leaf is β (z - x)."""
+        if not self.averaging:
+            return None
+        return -(1 - self.averaging) / self.averaging * state[3]
 
     def cotangents_of_moves(self, cotangents, state):
         """From the cotangents of y's updates those of z's moves: see ``update``."""
@@ -360,7 +372,7 @@ class Hierarchical(base.UpdateRule):
             return 0.25 * tf.math.log(ratio + least)
 
         features = [
-            tf.math.log1p(steps) / 7 - 0.6,
+            tf.math.log1p(tf.minimum(steps, LATE)) / 7 - 0.6,
             _cosine(gf, gg, ff),
             _cosine(gs, gg, ss) * 2,
             _cosine(fs_new, ff_new, ss_new),

@@ -196,6 +196,21 @@ def control_step(rule, summaries, state, tensors):
     return controls, state
 
 
+def has_final_shift(rule):
+    """Whether a rule, not one made of others, has a ``final_shift``."""
+    if rule.coupling != "coordinate":
+        return False
+    with tf.init_scope():
+        return rule.final_shift(rule.initial_state(1)) is not None
+
+
+def final_shift(rule, state):
+    """``rule.final_shift`` of a state of all levels, or None."""
+    if rule.coupling != "coordinate":
+        return None
+    return rule.final_shift(state[0] if rule.has_control else state)
+
+
 def trial(rule, tensor, value, num_steps=1):
     """The updates of a few steps of a rule on one tensor, a list.
 

@@ -18,8 +18,8 @@ class ScheduleFreeAdamW(hand_designed.HandDesignedRule):
         z_{t+1} = z_t - γ_t (g_t / (√(v_t / (1 - β2^t)) + ε) + λ y_t)
         x_{t+1} = (1 - c_{t+1}) x_t + c_{t+1} z_{t+1}     c_{t+1} = γ_t² / Σ_{i ≤ t} γ_i²
 
-    **The parameters that it moves are y, where gradients are to be taken; its result is x**, which
-    ``final_parameters`` gives. With a ``LearnedOptimizer``, a model's variables stay at y.
+    **The parameters that it moves are y, where gradients are to be taken; its result is x**, to
+    which ``final_shift`` leads.
 
     The bias correction divides v_t, as Adam's does. The code of the paper's experiments multiplies
     γ_t with √(1 - β2^t) instead, and so gives early iterates less weight.
@@ -41,7 +41,7 @@ class ScheduleFreeAdamW(hand_designed.HandDesignedRule):
     ...     inputs = levels.Inputs(gradients=2 * theta, parameters=theta)
     ...     updates, state = rule.update(inputs, state)
     ...     theta += updates
-    >>> bool(abs(rule.final_parameters(theta, state)[0]) < 0.5)
+    >>> bool(abs((theta + rule.final_shift(state))[0]) < 0.5)
     True
     """
 
@@ -89,9 +89,9 @@ class ScheduleFreeAdamW(hand_designed.HandDesignedRule):
         updates = c * moved + (1.0 - self.beta_1) * (new_distance - distance)
         return updates, (new_distance, v, correction, t, weights)
 
-    def final_parameters(self, parameters, state):
-        """x, the average: ``[N]``."""
-        return parameters - (1.0 - self.beta_1) * state[0]
+    def final_shift(self, state):
+        """From y to x, the average: ``[N]``."""
+        return -(1.0 - self.beta_1) * state[0]
 
     def get_config(self):
         return {
