@@ -5,8 +5,8 @@ Plain text: ``--help`` reads this file alone, and answers without loading Tensor
 
 # Averaged iterates, and what goes with them: see docs/design.md.
 _AVERAGES = {
-    "averaging": 0.9,
-    "averaging_power": 2.0,
+    "averaging": 0.95,
+    "averaging_power": 4.0,
     "initial_log_step": -2.2,
     "max_log_step": 0.0,
     "warm_up": 50,
