@@ -137,11 +137,12 @@ class ModelStep:
         """For each tensor of the layout its rule's ``final_shift``, of its shape, or None."""
         shifts = [None] * len(self._layout)
         for indices, step, of_part in zip(self._indices, self._steps, state):
+            if not levels.has_final_shift(step.rule):
+                continue
             values = tf.nest.map_structure(tf.convert_to_tensor, of_part)
             for index, of_tensor in zip(indices, step.by_tensor(values)):
                 shift = levels.final_shift(step.rule, of_tensor)
-                if shift is not None:
-                    shifts[index] = tf.reshape(shift, self._layout[index][1])
+                shifts[index] = tf.reshape(shift, self._layout[index][1])
         return shifts
 
     def slices(self, state):
