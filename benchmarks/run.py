@@ -29,8 +29,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import l2l_tf
-from benchmarks import any_model, measure, small_problems
-from benchmarks.textbook import TextbookTrainer
+from benchmarks import any_model, measure, small_problems, textbook
 from l2l_tf.engine import unroll as unroll_lib
 from l2l_tf.meta_training import meta_gradient as meta_gradient_lib
 from l2l_tf.problems.classification import BATCH_SIZE, perceptron
@@ -45,6 +44,7 @@ _ONLY = flags.DEFINE_list(
     "Parts to run.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+_PEERS = flags.DEFINE_bool("peers", False, "meta: beside JAX too (`pip install jax`).")
 
 UNROLL_LENGTH = 20
 
@@ -118,7 +118,7 @@ def meta_step(model, layers, unroll_length=UNROLL_LENGTH, num_steps=100, **kwarg
 
 def textbook_step(model, layers):
     problem = problem_of(model)
-    trainer = TextbookTrainer(lstm(layers), problem)
+    trainer = textbook.TextbookTrainer(lstm(layers), problem)
     windows = iter(l2l_tf.MetaTrainer(lstm(layers), problem, UNROLL_LENGTH, 100).dataset(0, 1000))
     carry = [None, trainer.initial_state()]
 
@@ -132,8 +132,54 @@ def textbook_step(model, layers):
     return step
 
 
+def optimizee_step(model):
+    problem = problem_of(model)
+    descend = textbook.descend(problem, UNROLL_LENGTH)
+    trainer = l2l_tf.MetaTrainer(lstm((8,)), problem, UNROLL_LENGTH, 100)
+    windows = iter(trainer.dataset(0, 1000))
+    carry = [None]
+
+    def step():
+        window = next(windows)
+        batches = tf.nest.map_structure(lambda leaf: leaf[0], window["batches"])
+        parameters = window["parameters"][0] if carry[0] is None else carry[0]
+        carry[0], total = descend(parameters, batches)
+        return total
+
+    return step
+
+
+def jax_steps(model, layers):
+    """Functions that meta-train for one segment: by JAX, with all stored and with steps redone."""
+    from benchmarks import jax_peer
+
+    problem = problem_of(model)
+    windows = iter(l2l_tf.MetaTrainer(lstm(layers), problem, UNROLL_LENGTH, 100).dataset(0, 1000))
+    rule = lstm(layers)
+    weights = [weight.numpy() for weight in rule.weights]
+    parameters = [v.numpy() for v in MODELS[model]().trainable_variables]
+    network = jax_peer.conv_net if model == "conv net" else jax_peer.perceptron
+
+    def step_of(trainer):
+        def step():
+            images, labels, *_ = [leaf[0].numpy() for leaf in tf.nest.flatten(next(windows)["batches"])]
+            return tf.constant(np.asarray(trainer.train_segment(images, labels)))
+
+        return step
+
+    return {
+        name: step_of(
+            jax_peer.JaxTrainer(weights, rule.output_scale, network, parameters, recomputes)
+        )
+        for name, recomputes in (("JAX", False), ("JAX, steps redone", True))
+    }
+
+
 def meta():
-    """Inner steps a second of meta-training, at unroll length 20 and batch size 128."""
+    """Inner steps a second of meta-training, at unroll length 20 and batch size 128.
+
+    *Ours* is the share of a step that the optimizee's own losses and gradients do not take.
+    """
     limit = measure.flops_per_second()
     rows = []
     cases = [(m, layers) for m in list(MODELS)[:3] for layers in ((20, 20), (8,))]
@@ -142,12 +188,16 @@ def meta():
             "textbook": textbook_step(model, layers),
             "full backward": meta_step(model, layers),
             "default": meta_step(model, layers, backward_fraction=0.25),
+            "optimizee alone": optimizee_step(model),
+            **(jax_steps(model, layers) if _PEERS.value else {}),
         }
         seconds, _ = measure.median_seconds(contestants)
         rate = {name: UNROLL_LENGTH / s for name, s in seconds.items()}
         n = base.num_coordinates(problem_of(model).layout)
         # Forward once, and twice as much for the gradients by inputs and by weights.
         of_limit = rate["full backward"] * 3 * measure.lstm_flops(layers) * n / limit
+        of_peers = [r for name, r in rate.items() if name.startswith("JAX")]
+        beside = {"default / JAX": round(rate["default"] / max(of_peers), 2)} if of_peers else {}
         rows.append(
             {
                 "model": model,
@@ -157,6 +207,8 @@ def meta():
                 "full / textbook": round(rate["full backward"] / rate["textbook"], 2),
                 "default / textbook": round(rate["default"] / rate["textbook"], 2),
                 "full, share of limit": round(of_limit, 3),
+                "ours, of default": round(1 - rate["default"] / rate["optimizee alone"], 2),
+                **beside,
             }
         )
     return rows

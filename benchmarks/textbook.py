@@ -12,6 +12,33 @@ from l2l_tf import preprocessing
 from l2l_tf.update_rules import base
 
 
+def descend(problem, num_steps):
+    """A function that makes gradient steps in parameters: what any trainer pays for the optimizee.
+
+    Args:
+        problem: ``KerasProblem``.
+
+    Returns:
+        Function of parameters ``[N]`` and batches, leaves ``[num_steps + 1, ...]``, as
+        ``TextbookTrainer.train_segment`` has them; returns ``(parameters, sum of losses)``.
+    """
+
+    @tf.function
+    def train(parameters, batches):
+        total = 0.0
+        for t in range(num_steps + 1):
+            batch = tf.nest.map_structure(lambda leaf, t=t: leaf[t], batches)
+            loss, gradients = problem.loss_and_gradients(
+                base.split(parameters, problem.layout), batch
+            )
+            total += loss if t else 0.0
+            if t < num_steps:
+                parameters -= 1e-4 * base.flatten(gradients)
+        return parameters, total
+
+    return train
+
+
 class TextbookTrainer:
     """Meta-trains a ``CoordinatewiseLSTM`` on a ``KerasProblem``, a segment a call.
 
