@@ -162,7 +162,8 @@ def jax_steps(model, layers):
 
     def step_of(trainer):
         def step():
-            images, labels, *_ = [leaf[0].numpy() for leaf in tf.nest.flatten(next(windows)["batches"])]
+            images, labels, *_ = tf.nest.flatten(next(windows)["batches"])
+            images, labels = images[0].numpy(), labels[0].numpy()
             return tf.constant(np.asarray(trainer.train_segment(images, labels)))
 
         return step

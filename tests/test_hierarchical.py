@@ -155,6 +155,23 @@ def test_control_settles():
     )
 
 
+def test_deep_models_take_smaller_steps():
+    rule = Hierarchical(depth_power=0.25, max_log_step=-4.5, seed=0)
+
+    def first_log_step(shapes, num_models=1):
+        tensors = levels.Tensors.of_shapes(shapes, rule.dtype, num_models)
+        return levels.initial_control(rule, tensors)["log_step"].numpy()[0]
+
+    layer = [(3, 4), (4,)]
+    np.testing.assert_allclose(first_log_step(2 * layer), 4 * [-5.0])
+    deep = first_log_step(32 * layer, num_models=2)  # 16 times as deep: half the step
+    np.testing.assert_allclose(deep, 128 * [-5.0 - np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(first_log_step(layer), 2 * [-5.0 + np.log(2) / 4], rtol=1e-6)
+    np.testing.assert_allclose(first_log_step(layer[1:]), [-5.0 + np.log(2) / 4], rtol=1e-6)
+    rule.max_log_step = -4.9
+    np.testing.assert_allclose(first_log_step(layer), 2 * [-4.9])
+
+
 def test_parameters_that_grow_make_steps_grow_only_so_far():
     rule, gradients = Hierarchical(max_growth=3.0, seed=0), random_gradients(1)
     tensors = levels.Tensors.of_shapes(SHAPES, rule.dtype)

@@ -285,6 +285,7 @@ PUBLIC = {
             "coordinate_units": "count or 0",
             "initial_log_step": "number",
             "max_log_step": "number",
+            "depth_power": "not negative",
             "max_change": "positive",
             "max_direction": "positive",
             "averaging": "decay",

@@ -59,6 +59,8 @@ class Hierarchical(base.UpdateRule):
             the direction is Adam's, and little is to be computed for each coordinate.
         initial_log_step: logarithm of a tensor's first step, relative to its size.
         max_log_step: the most that it becomes.
+        depth_power: p; the first step of a model with M matrices (tensors of two axes or more) is
+            smaller by the factor (M/2)^p: what changes in one layer, the others see. 0 for none.
         max_change: the most that it changes in a step.
         max_direction: the most that a coordinate's direction becomes, in units of Adam's; 3 at
             least, where Adam's is cut.
@@ -99,6 +101,7 @@ class Hierarchical(base.UpdateRule):
         coordinate_units=8,
         initial_log_step=-5.0,
         max_log_step=-2.0,
+        depth_power=0.0,
         max_change=0.15,
         max_direction=10.0,
         averaging=0.0,
@@ -117,6 +120,7 @@ class Hierarchical(base.UpdateRule):
         self.initial_log_step = arguments.real(
             "initial_log_step", initial_log_step, minimum=LEAST_LOG_STEP, maximum=max_log_step
         )
+        self.depth_power = arguments.real("depth_power", depth_power, minimum=0)
         self.max_change = arguments.real("max_change", max_change, above=0)
         self.max_direction = arguments.real("max_direction", max_direction, minimum=3)
         self.averaging = arguments.real("averaging", averaging, minimum=0, below=1)
@@ -157,11 +161,17 @@ class Hierarchical(base.UpdateRule):
             return tf.zeros([number, 1], self.dtype) * tensors.sizes
 
         first_scale = {"first_scale": rows(1)} if self.max_growth else {}
+        log_step = rows(1) + self.initial_log_step
+        if self.depth_power:
+            is_matrix = tf.cast(tensors.ranks > 1, self.dtype)
+            num_matrices = tf.maximum(tensors.model_sum(is_matrix), 1.0)
+            log_step -= self.depth_power * tf.math.log(num_matrices / 2)
+            log_step = tf.clip_by_value(log_step, LEAST_LOG_STEP, self.max_log_step)
         return {
             **first_scale,
             "steps": rows(1),
             "units": rows(self.control_units),
-            "log_step": rows(1) + self.initial_log_step,
+            "log_step": log_step,
             "brake": rows(1),
             "step": rows(1),
             "powers": rows(len(POWERS)),
@@ -425,6 +435,7 @@ class Hierarchical(base.UpdateRule):
             "coordinate_units": self.coordinate_units,
             "initial_log_step": self.initial_log_step,
             "max_log_step": self.max_log_step,
+            "depth_power": self.depth_power,
             "max_change": self.max_change,
             "max_direction": self.max_direction,
             "averaging": self.averaging,

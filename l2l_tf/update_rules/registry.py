@@ -9,6 +9,7 @@ _AVERAGES = {
     "averaging_power": 4.0,
     "initial_log_step": -2.2,
     "max_log_step": 0.0,
+    "depth_power": 0.25,
     "warm_up": 50,
     "settling": 30,
     "max_growth": 10.0,
