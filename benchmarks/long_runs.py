@@ -30,8 +30,16 @@ from l2l_tf.evaluation.rate_search import coarse_to_fine
 
 _ONLY = flags.DEFINE_enum("only", "mnist", ["mnist", "cifar10"], "What to run.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "As for tfds.load.")
-_RULE = flags.DEFINE_string("rule", "general", "A shipped rule, or a directory with one.")
-_BASELINES = flags.DEFINE_bool("baselines", True, "Whether to run Adam too.")
+_RULE = flags.DEFINE_string("rule", "general", "A shipped rule, a directory with one, or ''.")
+BASELINES = "adam", "adam_cosine", "adam_default"
+_BASELINES = flags.DEFINE_list(
+    "baselines",
+    list(BASELINES),
+    "Beside it: Adam and Adam with cosine decay, tuned; Adam at Keras' default.",
+)
+flags.register_validator(
+    "baselines", lambda names: set(names) <= set(BASELINES), f"Expected some of {BASELINES}."
+)
 _NUM_SEEDS = flags.DEFINE_integer("num_seeds", 2, "To report on.", 1)
 
 TUNING_SEED = 1000
@@ -103,14 +111,13 @@ def run(name, build_model, train, test, num_steps, batch_size):
         print(f"{name}, cosine={cosine}: {sorted(scores.items())}", flush=True)
         return UNIT * 2.0**best
 
-    optimizers = {_RULE.value: lambda: l2l_tf.LearnedOptimizer(_RULE.value)}
-    if _BASELINES.value:
-        rates = {cosine: tuned(cosine) for cosine in (False, True)}
-        optimizers |= {
-            f"Adam {rates[False]:g}": lambda: adam(num_steps, rates[False], False),
-            f"Adam {rates[True]:g}, cosine": lambda: adam(num_steps, rates[True], True),
-            "Adam 0.001": lambda: adam(num_steps, 0.001, False),
-        }
+    optimizers = {}
+    if _RULE.value:
+        optimizers[_RULE.value] = lambda: l2l_tf.LearnedOptimizer(_RULE.value)
+    for baseline in _BASELINES.value:
+        cosine = baseline == "adam_cosine"
+        rate = UNIT if baseline == "adam_default" else tuned(cosine)
+        optimizers[f"{baseline}, {rate:g}"] = functools.partial(adam, num_steps, rate, cosine)
     for seed in range(_NUM_SEEDS.value):
         for label, make in optimizers.items():
             start = time.perf_counter()

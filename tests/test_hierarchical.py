@@ -172,6 +172,15 @@ def test_deep_models_take_smaller_steps():
     np.testing.assert_allclose(first_log_step(layer), 2 * [-4.9])
 
 
+def test_steps_decay_whatever_the_horizon():
+    gradients = random_gradients(3, "float64")
+    constant, _ = run(Hierarchical(seed=0, dtype="float64"), gradients)
+    decayed, log_steps = run(Hierarchical(decay_after=2, seed=0, dtype="float64"), gradients)
+    factors = 1 / np.sqrt(1 + np.array([1, 2, 3]) / 2)
+    np.testing.assert_allclose(decayed, factors[:, None] * constant)
+    assert np.all(log_steps == log_steps[0])
+
+
 def test_parameters_that_grow_make_steps_grow_only_so_far():
     rule, gradients = Hierarchical(max_growth=3.0, seed=0), random_gradients(1)
     tensors = levels.Tensors.of_shapes(SHAPES, rule.dtype)

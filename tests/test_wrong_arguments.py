@@ -291,6 +291,7 @@ PUBLIC = {
             "averaging": "decay",
             "averaging_power": "not negative",
             "warm_up": "count or 0",
+            "decay_after": "count or 0",
             "settling": "count or 0",
             "max_growth": "positive",
             "seed": "integer",

@@ -71,6 +71,8 @@ class Hierarchical(base.UpdateRule):
             ``final_shift`` hands out x. 0 for none.
         averaging_power: r: in the mean, step t counts as about t^r.
         warm_up: steps over which the size of steps grows in proportion to their number; 0 for none.
+        decay_after: τ; step t is smaller by the factor 1/√(1 + t/τ), as what is known to converge
+            whatever the horizon; over fewer steps than τ it hardly matters. 0 for none.
         settling: after so many steps t, the most that a log step changes falls as 1/t², so that it
             becomes constant, whatever was learned at some horizon: averages need no decay. 0 for
             never.
@@ -107,6 +109,7 @@ class Hierarchical(base.UpdateRule):
         averaging=0.0,
         averaging_power=0.0,
         warm_up=0,
+        decay_after=0,
         settling=0,
         max_growth=None,
         seed=None,
@@ -126,6 +129,7 @@ class Hierarchical(base.UpdateRule):
         self.averaging = arguments.real("averaging", averaging, minimum=0, below=1)
         self.averaging_power = arguments.real("averaging_power", averaging_power, minimum=0)
         self.warm_up = arguments.integer("warm_up", warm_up, 0)
+        self.decay_after = arguments.integer("decay_after", decay_after, 0)
         self.settling = arguments.integer("settling", settling, 0)
         self.max_growth = (
             None if max_growth is None else arguments.real("max_growth", max_growth, minimum=1)
@@ -214,6 +218,8 @@ class Hierarchical(base.UpdateRule):
         step = tf.exp(log_step + brake) * scale
         if self.warm_up:
             step *= tf.minimum(state["steps"] / self.warm_up, 1.0)
+        if self.decay_after:
+            step *= tf.math.rsqrt(1 + state["steps"] / self.decay_after)
         state = {**state, "units": units, "log_step": log_step, "brake": brake, "step": step}
         controls = [step, corrections]
         if self.coordinate_units:
@@ -441,6 +447,7 @@ class Hierarchical(base.UpdateRule):
             "averaging": self.averaging,
             "averaging_power": self.averaging_power,
             "warm_up": self.warm_up,
+            "decay_after": self.decay_after,
             "settling": self.settling,
             "max_growth": self.max_growth,
             "seed": self.seed,

@@ -11,6 +11,7 @@ _AVERAGES = {
     "max_log_step": 0.0,
     "depth_power": 0.25,
     "warm_up": 50,
+    "decay_after": 1000,
     "settling": 30,
     "max_growth": 10.0,
 }
