@@ -116,16 +116,21 @@ def meta_step(model, layers, unroll_length=UNROLL_LENGTH, num_steps=100, **kwarg
     return lambda: trainer.train_on_batch(next(windows))["loss"]
 
 
+def segments(model):
+    """Parameters and batches of one optimizee, a segment after another, as ``fit`` has them."""
+    trainer = l2l_tf.MetaTrainer(lstm((8,)), problem_of(model), UNROLL_LENGTH, 100)
+    for window in trainer.dataset(0, 1000):
+        batches = tf.nest.map_structure(lambda leaf: leaf[0], window["batches"])
+        yield window["parameters"][0], batches
+
+
 def textbook_step(model, layers):
-    problem = problem_of(model)
-    trainer = textbook.TextbookTrainer(lstm(layers), problem)
-    windows = iter(l2l_tf.MetaTrainer(lstm(layers), problem, UNROLL_LENGTH, 100).dataset(0, 1000))
+    trainer, of_model = textbook.TextbookTrainer(lstm(layers), problem_of(model)), segments(model)
     carry = [None, trainer.initial_state()]
 
     def step():
-        window = next(windows)
-        batches = tf.nest.map_structure(lambda leaf: leaf[0], window["batches"])
-        parameters = window["parameters"][0] if carry[0] is None else carry[0]
+        initial, batches = next(of_model)
+        parameters = initial if carry[0] is None else carry[0]
         carry[0], carry[1], total = trainer.train_segment(parameters, carry[1], batches)
         return total
 
@@ -133,17 +138,12 @@ def textbook_step(model, layers):
 
 
 def optimizee_step(model):
-    problem = problem_of(model)
-    descend = textbook.descend(problem, UNROLL_LENGTH)
-    trainer = l2l_tf.MetaTrainer(lstm((8,)), problem, UNROLL_LENGTH, 100)
-    windows = iter(trainer.dataset(0, 1000))
+    descend, of_model = textbook.descend(problem_of(model), UNROLL_LENGTH), segments(model)
     carry = [None]
 
     def step():
-        window = next(windows)
-        batches = tf.nest.map_structure(lambda leaf: leaf[0], window["batches"])
-        parameters = window["parameters"][0] if carry[0] is None else carry[0]
-        carry[0], total = descend(parameters, batches)
+        initial, batches = next(of_model)
+        carry[0], total = descend(initial if carry[0] is None else carry[0], batches)
         return total
 
     return step
@@ -153,17 +153,15 @@ def jax_steps(model, layers):
     """Functions that meta-train for one segment: by JAX, with all stored and with steps redone."""
     from benchmarks import jax_peer
 
-    problem = problem_of(model)
-    windows = iter(l2l_tf.MetaTrainer(lstm(layers), problem, UNROLL_LENGTH, 100).dataset(0, 1000))
-    rule = lstm(layers)
+    rule, of_model = lstm(layers), segments(model)
     weights = [weight.numpy() for weight in rule.weights]
     parameters = [v.numpy() for v in MODELS[model]().trainable_variables]
     network = jax_peer.conv_net if model == "conv net" else jax_peer.perceptron
 
     def step_of(trainer):
         def step():
-            images, labels, *_ = tf.nest.flatten(next(windows)["batches"])
-            images, labels = images[0].numpy(), labels[0].numpy()
+            _, batches = next(of_model)
+            images, labels, *_ = [leaf.numpy() for leaf in tf.nest.flatten(batches)]
             return tf.constant(np.asarray(trainer.train_segment(images, labels)))
 
         return step

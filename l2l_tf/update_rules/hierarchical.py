@@ -74,8 +74,7 @@ class Hierarchical(base.UpdateRule):
         decay_after: τ; step t is smaller by the factor 1/√(1 + t/τ), as what is known to converge
             whatever the horizon; over fewer steps than τ it hardly matters. 0 for none.
         settling: after so many steps t, the most that a log step changes falls as 1/t², so that it
-            becomes constant, whatever was learned at some horizon: averages need no decay. 0 for
-            never.
+            becomes constant, whatever was learned at some horizon. 0 for never.
         max_growth: a tensor's size counts as at most this many times its first one. (Noise that
             makes parameters grow makes steps grow that are relative to them.) None for no limit.
         seed: int, of the initial meta-parameters; None draws them anew each time.
