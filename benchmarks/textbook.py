@@ -32,8 +32,8 @@ def descend(problem, num_steps):
                 base.split(parameters, problem.layout), batch
             )
             total += loss if t else 0.0
-            if t < num_steps:
-                parameters -= 1e-4 * base.flatten(gradients)
+            # The last gradient too: every trainer needs it.
+            parameters -= 1e-4 * base.flatten(gradients)
         return parameters, total
 
     return train

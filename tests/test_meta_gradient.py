@@ -178,8 +178,10 @@ def test_random_coordinates_give_an_unbiased_meta_gradient():
     problem, rule = conftest.keras_problem(), lstm()
     parameters, (batches,) = episode(problem)
     state = initial_state(rule, problem.layout, 2)
-    whole, trajectory = by_identity(rule, problem, parameters, state, batches, objectives.loss_sum)
+    trajectory = unroll(rule, problem, parameters, state, batches, num_steps=NUM_STEPS)
     weights = conftest.loss_weights(objectives.loss_sum, trajectory.losses)
+    weights *= [[1.0, 3.0]]  # each optimizee's own
+    whole = meta_gradient(rule, problem.layout, trajectory, weights)
 
     @tf.function
     def part(seed):

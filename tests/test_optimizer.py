@@ -100,6 +100,30 @@ def test_pieces_of_a_small_state_are_larger(monkeypatch):
     assert pieces.most(4) == pieces.GPU.most
 
 
+@pytest.mark.parametrize(
+    "total, most, least, block, expected",
+    [
+        (1, 512, 100, 1, (1, 1)),
+        (300, 512, 100, 1, (75, 4)),  # too few for fours, but more than one
+        (399, 512, 400, 1, (399, 1)),
+        (400, 512, 100, 1, (100, 4)),
+        (4000, 512, 100, 1, (500, 8)),
+        (4096, 512, 100, 64, (512, 8)),
+        (4160, 512, 100, 64, (384, 11)),
+        (5, 1, 1, 1, (1, 5)),
+        (640, 1, 1, 64, (64, 10)),
+    ],
+)
+def test_chunks_come_by_fours_whatever_the_cores(monkeypatch, total, most, least, block, expected):
+    for cores in (1, 2, 64):
+        monkeypatch.setattr(pieces.os, "cpu_count", lambda cores=cores: cores)
+        assert pieces.chunks(total, most, least, block) == expected
+    size, number = expected
+    assert size * (number - 1) < total <= size * number
+    assert size <= total
+    assert size % block == 0
+
+
 def test_runs_cover_each_coordinate_once():
     sizes_of_tensors, sizes_of_pieces = [3, 0, 5, 1, 0], [4, 4, 1]
     runs = pieces.runs(sizes_of_tensors, sizes_of_pieces)

@@ -19,6 +19,7 @@ class Policy(NamedTuple):
     least: int  # coordinates that are worth a piece of their own
     most: int  # coordinates of a piece of an optimizer's state of 80 numbers each; see `most`
     kept: int  # coordinates times steps that are backpropagated at once
+    chunks: int = 1  # what are backpropagated come by so many, so that cores are done together
     times: int = 1  # how much more than `most` of a smaller state is a piece, at most
 
 
@@ -45,7 +46,7 @@ def policy():
     if hooks.xla_compiles_this():
         return ONE_PROGRAM
     cores = os.cpu_count() or 1
-    return Policy(side_by_side=cores, least=4096, most=32_768, kept=10_240, times=16)
+    return Policy(cores, least=4096, most=32_768, kept=10_240, chunks=4, times=16)
 
 
 def most(numbers):
@@ -90,6 +91,25 @@ class Run(NamedTuple):
     piece: int
     place: int  # in the piece
     size: int
+
+
+def chunks(total, most, least=1, block=1):
+    """``(size, number)`` of the chunks of `total` coordinates, of which the last two may overlap.
+
+    Whatever the number of cores: what is added up chunk by chunk does not depend on it.
+
+    Args:
+        most: coordinates in a chunk, at most; a block at least.
+        least: coordinates that are worth a chunk of their own.
+        block: what their size is a multiple of, as `total` is.
+    """
+    most = max(1, most // block) * block
+    at_once = policy().chunks
+    number = max(-(-total // most), min(at_once, total // least))
+    if number > 1:
+        number = -(-number // at_once) * at_once
+    size = -(-total // (number * block)) * block
+    return size, -(-total // size)
 
 
 def runs(sizes_of_tensors, sizes_of_pieces):

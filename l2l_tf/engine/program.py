@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from l2l_tf import hooks
+from l2l_tf.engine import pieces
 from l2l_tf.update_rules import backpropagation, levels, xla
 
 # Of a rule's config, what says nothing of its programs.
@@ -89,6 +90,13 @@ class Program:
         return self._compiled.call(
             _control, weights, summaries, state, tensors.facts(), num_models=num_models
         )
+
+    def kept(self, state):
+        """How many coordinates times steps ``backpropagate`` is to be given at once."""
+        kernel = self._compiled.kernel
+        if kernel is not None and kernel.can_backpropagate(state):
+            return kernel.KEPT
+        return pieces.policy().kept
 
     def backpropagate(self, weights, inputs, state, cotangents):
         """``rule.backpropagate``, the derivative by the trainable weights."""

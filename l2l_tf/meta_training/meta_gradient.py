@@ -18,6 +18,8 @@ pass gives the cotangents of the controls, ∂/∂c_s Σ ⟨u_s, cotangent_s⟩,
 a sequence model of its own, is backpropagated in the same way.
 """
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from l2l_tf import arguments
@@ -66,27 +68,26 @@ def meta_gradient(
     """
     _check_arguments(rule, layout, trajectory, weights, backward_fraction, seed, chunk_size)
     parts = Parts(rule, layout)
-    of_losses = cotangents(trajectory.gradients, weights[..., None])  # [T, M, N]
-    of_updates = parts.take(of_losses if of_updates is None else of_losses + of_updates)
-    gradients = parts.take(trajectory.gradients[:-1])
-    sees_parameters = any(of_part.sees_parameters for of_part, _ in parts)
-    visited = parts.take(trajectory.visited) if sees_parameters else gradients
+    of_parts = _recorded(parts, trajectory, of_updates)
     states = parts.states(trajectory.segment_states)
     by_variable = {}
     for index, (of_part, of_part_layout) in enumerate(parts):
-        recorded = levels.inputs(of_part, gradients[index], visited[index])
+        recorded = of_parts[index]
         if of_part.coupling != "coordinate":
             products = _by_segment(
-                of_part, of_part_layout, recorded, states[index], of_updates[index]
+                of_part,
+                of_part_layout,
+                recorded.inputs(of_part),
+                states[index],
+                recorded.cotangents(weights[..., None]),
             )
         elif base.num_coordinates(of_part_layout) == 0:
             continue
         else:
             backward = _CoordinatesBackward(of_part, of_part_layout, states[index], chunk_size)
-            start = tf.nest.map_structure(lambda leaf: leaf[0], states[index])
             products = backward(
                 recorded,
-                of_part.cotangents_of_moves(of_updates[index], start),
+                weights,
                 trajectory.controls[index] if trajectory.controls else (),
                 backward_fraction,
                 (seed, index),
@@ -124,6 +125,36 @@ def cotangents(gradients, weights):
     return tf.cumsum(weights[1:] * gradients[1:], axis=0, reverse=True)
 
 
+class _Recorded(NamedTuple):
+    """What an unroll has recorded of a part's coordinates: of M optimizees, or of some columns."""
+
+    gradients: tf.Tensor  # [T + 1, M, N] or [T + 1, columns]
+    visited: tf.Tensor | tuple  # [T, …], of rules that see parameters
+    of_updates: tf.Tensor | tuple  # [T, …], cotangents beside those of the losses
+
+    def inputs(self, rule):
+        return levels.inputs(rule, self.gradients[:-1], self.visited)
+
+    def cotangents(self, weights):
+        """``[T, …]``, given ∂L/∂f(θ_t) that spread over the gradients."""
+        of_losses = cotangents(self.gradients, weights)
+        return of_losses if isinstance(self.of_updates, tuple) else of_losses + self.of_updates
+
+
+def _recorded(parts, trajectory, of_updates):
+    """``_Recorded`` of each part."""
+    absent = [()] * len(parts.parts)
+    sees_parameters = any(of_part.sees_parameters for of_part, _ in parts)
+    return [
+        _Recorded(*of_part)
+        for of_part in zip(
+            parts.take(trajectory.gradients),
+            parts.take(trajectory.visited) if sees_parameters else absent,
+            absent if of_updates is None else parts.take(of_updates),
+        )
+    ]
+
+
 def draw_coordinates(sizes, fraction, seed):
     """Indices of coordinates, increasing: of each of some ranges one in each of equal strata.
 
@@ -158,23 +189,36 @@ class _CoordinatesBackward:
         self.layout = layout
         self.coordinates, self.control = states if rule.has_control else (states, ())
         self.num_segments = _num_segments(states)
-        self.chunk_size = chunk_size or pieces.policy().kept
         self.program = Program(rule)
+        self.chunk_size = chunk_size or self.program.kept(self.coordinates)
         self.weights = self.program.weights()  # read once: chunks are then run side by side
 
-    def __call__(self, inputs, of_updates, controls, backward_fraction, seed_and_index):
-        """∂L/∂φ, given recorded inputs and cotangents ``[T, M, N]``."""
-        num_optimizees = of_updates.shape[1]
-        inputs, of_updates = tf.nest.map_structure(_of_coordinates, (inputs, of_updates))
-        columns = inputs, self.coordinates, of_updates
-        if not self.rule.has_control:
-            if backward_fraction < 1.0:
-                columns = _drawn(columns, [of_updates.shape[-1]], backward_fraction, seed_and_index)
-            return self._by_chunk(*columns)
-        sizes = [base.num_coordinates([tensor]) for tensor in self.layout] * num_optimizees
+    def __call__(self, recorded, weights, controls, backward_fraction, seed_and_index):
+        """∂L/∂φ, given ``_Recorded`` of M optimizees, and ∂L/∂f(θ_t) ``[T + 1, M]``."""
+        num_optimizees, num_coordinates = recorded.gradients.shape[1:]
+        sizes = [num_optimizees * num_coordinates]
+        if self.rule.has_control:
+            sizes = [base.num_coordinates([tensor]) for tensor in self.layout] * num_optimizees
+        states, weights, scale = self.coordinates, weights[..., None], 1.0
         if backward_fraction < 1.0:
-            columns = _drawn(columns, sizes, backward_fraction, seed_and_index)
+            # Drawn before all else, so that nothing is summed up of the others.
+            drawn = draw_coordinates(sizes, backward_fraction, _seed_of_draw(*seed_and_index))
+            recorded = tf.nest.map_structure(_of_coordinates, recorded)
+            recorded, states = tf.nest.map_structure(
+                lambda leaf: tf.gather(leaf, drawn, axis=-1), (recorded, states)
+            )
+            weights = tf.gather(weights[..., 0], drawn // num_coordinates, axis=1)
+            scale = _scale_of_drawn(sizes, backward_fraction, weights.dtype)
             sizes = [_num_drawn(size, backward_fraction) for size in sizes]
+        start = tf.nest.map_structure(lambda leaf: leaf[0], (states, self.control))
+        of_updates = self.rule.cotangents_of_moves(
+            recorded.cotangents(weights), start if self.rule.has_control else start[0]
+        )
+        columns = recorded.inputs(self.rule), of_updates
+        inputs, of_updates = tf.nest.map_structure(_of_coordinates, columns)
+        columns = inputs, states, of_updates * scale
+        if not self.rule.has_control:
+            return self._by_chunk(*columns)
         blocks = Blocks(sizes, pieces.BLOCK)
         columns = tf.nest.map_structure(blocks.pad, columns)
         summaries, controls = (self._fold_control(recorded) for recorded in controls)
@@ -202,10 +246,10 @@ class _CoordinatesBackward:
         num_steps, total = of_updates.shape
         # Where nothing is kept of a step, a chunk is as many coordinates as if it were one.
         is_kept = self.rule.state_depends_on_weights
-        chunk = self.chunk_size // (num_steps if is_kept else self.num_segments)
+        most = self.chunk_size // (num_steps if is_kept else self.num_segments)
+        least = -(-pieces.policy().least // num_steps)
         block = blocks_and_controls[0].size if blocks_and_controls else 1
-        chunk = min(total, max(1, chunk // block) * block)
-        num_chunks = -(-total // chunk)
+        chunk, num_chunks = pieces.chunks(total, most, least, block)
 
         def one_chunk(index, sums):
             # The last chunk is moved back to end with the coordinates; what it then shares with the
@@ -260,24 +304,18 @@ class _CoordinatesBackward:
         return tf.reshape(firsts + owners, [-1])
 
 
-def _drawn(columns, sizes, backward_fraction, seed_and_index):
-    """Of inputs, states and cotangents, those of some coordinates; cotangents scaled up.
+def _seed_of_draw(seed, index):
+    """Of each part its own."""
+    return tf.cast(seed, tf.int64) + tf.constant([0, index << 32], tf.int64)
 
-    Args:
-        sizes: numbers of coordinates, one after another, of each of which the same share is drawn.
-    """
-    seed, index = seed_and_index
-    # Each part draws by a seed of its own.
-    seed = tf.cast(seed, tf.int64) + tf.constant([0, index << 32], tf.int64)
-    coordinates = draw_coordinates(sizes, backward_fraction, seed)
-    inputs, states, of_updates = tf.nest.map_structure(
-        lambda leaf: tf.gather(leaf, coordinates, axis=-1), columns
-    )
+
+def _scale_of_drawn(sizes, fraction, dtype):
+    """For each of the drawn coordinates, how many it stands for."""
     scale = []
     for size in sizes:
-        number = _num_drawn(size, backward_fraction)
-        scale.append(tf.fill([number], tf.constant(size / max(1, number), of_updates.dtype)))
-    return inputs, states, of_updates * tf.concat(scale, axis=0)
+        number = _num_drawn(size, fraction)
+        scale.append(tf.fill([number], tf.constant(size / max(1, number), dtype)))
+    return tf.concat(scale, axis=0)
 
 
 def _num_drawn(size, fraction):
@@ -312,7 +350,7 @@ def _num_segments(states):
     return leaves[0].shape[0] if leaves else 1  # Without a state, nothing is cut.
 
 
-def _of_coordinates(recorded):  # [T, M, N] → [T, M · N]
+def _of_coordinates(recorded):  # [T, M, N] → [T, M · N]; columns stay
     return tf.reshape(recorded, [recorded.shape[0], -1])
 
 

@@ -27,6 +27,10 @@ class Kernel:
         has_backward: whether its ``backpropagate`` and ``postprocess`` are those of ``LSTMRule``.
     """
 
+    # Coordinates times steps of a call of the backward pass. What it keeps of a step is of a few
+    # coordinates whatever the call's size.
+    KEPT = 40_960
+
     def __init__(self, rule, has_backward=True):
         self._rule, self._has_backward = rule, has_backward
         # By shape: one function for all would look like retracing.
