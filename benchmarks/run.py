@@ -177,7 +177,8 @@ def jax_steps(model, layers):
 def meta():
     """Inner steps a second of meta-training, at unroll length 20 and batch size 128.
 
-    *Ours* is the share of a step that the optimizee's own losses and gradients do not take.
+    *Ours* is the share of a step that the optimizee's own losses and gradients, those at the end of
+    a segment too, do not take.
     """
     limit = measure.flops_per_second()
     rows = []

@@ -199,7 +199,7 @@ class _CoordinatesBackward:
         sizes = [num_optimizees * num_coordinates]
         if self.rule.has_control:
             sizes = [base.num_coordinates([tensor]) for tensor in self.layout] * num_optimizees
-        states, weights, scale = self.coordinates, weights[..., None], 1.0
+        states, of_columns, scale = self.coordinates, weights[..., None], 1.0
         if backward_fraction < 1.0:
             # Drawn before all else, so that nothing is summed up of the others.
             drawn = draw_coordinates(sizes, backward_fraction, _seed_of_draw(*seed_and_index))
@@ -207,12 +207,12 @@ class _CoordinatesBackward:
             recorded, states = tf.nest.map_structure(
                 lambda leaf: tf.gather(leaf, drawn, axis=-1), (recorded, states)
             )
-            weights = tf.gather(weights[..., 0], drawn // num_coordinates, axis=1)
+            of_columns = tf.gather(weights, drawn // num_coordinates, axis=1)
             scale = _scale_of_drawn(sizes, backward_fraction, weights.dtype)
             sizes = [_num_drawn(size, backward_fraction) for size in sizes]
         start = tf.nest.map_structure(lambda leaf: leaf[0], (states, self.control))
         of_updates = self.rule.cotangents_of_moves(
-            recorded.cotangents(weights), start if self.rule.has_control else start[0]
+            recorded.cotangents(of_columns), start if self.rule.has_control else start[0]
         )
         columns = recorded.inputs(self.rule), of_updates
         inputs, of_updates = tf.nest.map_structure(_of_coordinates, columns)
