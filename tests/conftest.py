@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -14,6 +15,9 @@ import l2l_tf
 from l2l_tf.engine import pieces
 from l2l_tf.meta_training import objectives
 from l2l_tf.problems import KerasProblem
+
+# Where a shell runs the tests in the background, a Ctrl-C is ignored, also by what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two devices, for tests of distribution.
 tf.config.set_logical_device_configuration(

@@ -106,6 +106,28 @@ def test_untrained_with_averages_it_is_schedule_free(coordinate_units, power):
     np.testing.assert_allclose(y + rule.final_shift(states[-1][0]), x, rtol=1e-8, atol=1e-12)
 
 
+def test_without_a_gru_it_is_the_untrained_rule(tmp_path):
+    """With half its state; here also through the brake, and from a file."""
+    options = {"averaging": 0.9, "averaging_power": 4.0, "warm_up": 5, "decay_after": 20}
+    options |= {"depth_power": 0.25, "max_growth": 3.0, "coordinate_units": 0, "dtype": "float64"}
+    gradients = random_gradients(60, "float64")
+    gradients[30:36, OWNERS == 2] *= 20
+    parameters = np.random.default_rng(2).normal(size=sum(SIZES))
+    expected, with_gru = run_states(Hierarchical(seed=0, **options), gradients, parameters)
+    rule = Hierarchical(control_units=0, **options)
+    assert not rule.weights
+    l2l_tf.save(rule, tmp_path / "rule")
+    for same in (rule, l2l_tf.load(tmp_path / "rule")):
+        received, states = run_states(same, gradients, parameters)
+        np.testing.assert_allclose(received, expected, rtol=1e-12)
+    square, lead = states[-1][0]
+    np.testing.assert_array_equal(square, with_gru[-1][0][2])
+    np.testing.assert_array_equal(lead, with_gru[-1][0][3])
+    assert states[-1][1]["brake"].numpy().max() < -0.2
+    with pytest.raises(ValueError, match="`coordinate_units` must be 0 .* coordinate_units=4"):
+        Hierarchical(control_units=0, coordinate_units=4)
+
+
 @units
 @pytest.mark.parametrize("factor", [1e-14, 1e12])
 def test_the_scale_of_gradients_does_not_matter(coordinate_units, factor):

@@ -10,10 +10,12 @@ import tensorflow as tf
 from test_hierarchical import random_rule
 
 import l2l_tf
+from l2l_tf.update_rules import Hierarchical
 
 
-def optimizer(**kwargs):
-    return l2l_tf.LearnedOptimizer(random_rule(0.05, initial_log_step=-4.0), **kwargs)
+def optimizer(rule=None, **kwargs):
+    rule = random_rule(0.05, initial_log_step=-4.0) if rule is None else rule
+    return l2l_tf.LearnedOptimizer(rule, **kwargs)
 
 
 def compiled(optimizer_):
@@ -81,8 +83,25 @@ def test_two_replicas_equal_one_device():
     np.testing.assert_allclose(mirrored, weights(None), atol=1e-4)
 
 
-def test_a_saved_model_goes_on_as_if_it_had_not_been(tmp_path):
-    model = compiled(optimizer())
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16"])
+def test_without_a_gru_its_step_is_the_untrained_rule_s(state_dtype):
+    """By the native step; the state is smaller by the two momenta of each variable."""
+    options = {"coordinate_units": 0, "averaging": 0.9, "initial_log_step": -4.0}
+    models = []
+    for units in (0, 16):
+        rule = Hierarchical(control_units=units, seed=0, **options)
+        models.append(compiled(optimizer(rule, state_dtype=state_dtype)))
+        fit(models[-1])
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    num_leaves = [len(model.optimizer._state.leaves) for model in models]
+    assert num_leaves == [4 * (2 + 4), 4 * (4 + 8)]
+
+
+@pytest.mark.parametrize("units", [0, 16])
+def test_a_saved_model_goes_on_as_if_it_had_not_been(tmp_path, units):
+    kwargs = {} if units else {"control_units": 0, "coordinate_units": 0, "averaging": 0.9}
+    model = compiled(optimizer(random_rule(0.05, initial_log_step=-4.0, **kwargs)))
     fit(model, 1)
     model.save(tmp_path / "model.keras")
     copy = keras.saving.load_model(tmp_path / "model.keras")

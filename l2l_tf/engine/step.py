@@ -158,7 +158,10 @@ class CoordinatesStep:
             decays: for each tensor the share of itself that it loses, ``[K]``.
         """
         weights, (of_pieces, control) = self.program.weights(), state
-        controls, control = self.program.control(weights, summaries, control, self.tensors)
+        if self._fused.has_control:
+            controls, control = self._fused.control(summaries, control, self.tensors)
+        else:
+            controls, control = self.program.control(weights, summaries, control, self.tensors)
         moved, new = [], []
         for of_tensors, piece in zip(self._tensors_of_pieces(), of_pieces):
             # One after another: what is new of one takes the memory of what was old of another.

@@ -54,9 +54,11 @@ class Hierarchical(base.UpdateRule):
     as 1e15, and smaller ones as 0.
 
     Args:
-        control_units: units of the GRU.
-        coordinate_units: units of each of the two layers of the coordinates' net; 0 for none: then
-            the direction is Adam's, and little is to be computed for each coordinate.
+        control_units: units of the GRU; 0 for none: then a log step stays what it is first, there
+            are no weights, and what only the GRU or the net would see is not kept.
+        coordinate_units: units of each of the two layers of the coordinates' net, which the GRU
+            biases; 0 for none: then the direction is Adam's, and little is to be computed for each
+            coordinate.
         initial_log_step: logarithm of a tensor's first step, relative to its size.
         max_log_step: the most that it becomes.
         depth_power: p; the first step of a model with M matrices (tensors of two axes or more) is
@@ -80,7 +82,8 @@ class Hierarchical(base.UpdateRule):
         seed: int, of the initial meta-parameters; None draws them anew each time.
         dtype, name: as of ``UpdateRule``.
 
-    State of a coordinate: two momenta and a second moment; with averaging, z - y too.
+    State of a coordinate: two momenta and a second moment; with averaging, z - y too, and without a
+    GRU then no momenta.
 
     Example:
 
@@ -94,7 +97,6 @@ class Hierarchical(base.UpdateRule):
 
     sees_parameters = True
     state_depends_on_weights = False
-    leaves_that_add_up = (3,)
 
     def __init__(
         self,
@@ -116,8 +118,13 @@ class Hierarchical(base.UpdateRule):
         name=None,
     ):
         super().__init__(dtype=dtype, name=name)
-        self.control_units = arguments.integer("control_units", control_units, 1)
+        self.control_units = arguments.integer("control_units", control_units, 0)
         self.coordinate_units = arguments.integer("coordinate_units", coordinate_units, 0)
+        if coordinate_units and not control_units:
+            raise ValueError(
+                "`coordinate_units` must be 0 where `control_units` is: the GRU biases the "
+                f"coordinates' net. Received: coordinate_units={coordinate_units}"
+            )
         self.max_log_step = arguments.real("max_log_step", max_log_step, above=LEAST_LOG_STEP)
         self.initial_log_step = arguments.real(
             "initial_log_step", initial_log_step, minimum=LEAST_LOG_STEP, maximum=max_log_step
@@ -141,11 +148,13 @@ class Hierarchical(base.UpdateRule):
             return self.add_weight(name=name, shape=value.shape, initializer=lambda *_, **__: value)
 
         units, hidden = self.control_units, self.coordinate_units
-        self._gates_of_features = weight("gates_of_features", 3 * units, NUM_TENSOR_FEATURES, 0.5)
-        self._gates_of_units = weight("gates_of_units", 3 * units, units, 0.5)
-        self._gate_biases = weight("gate_biases", 3 * units, 1)
-        self._change = weight("change", 1, units)
-        self._change_bias = weight("change_bias", 1, 1)
+        if units:
+            gates = 3 * units
+            self._gates_of_features = weight("gates_of_features", gates, NUM_TENSOR_FEATURES, 0.5)
+            self._gates_of_units = weight("gates_of_units", gates, units, 0.5)
+            self._gate_biases = weight("gate_biases", gates, 1)
+            self._change = weight("change", 1, units)
+            self._change_bias = weight("change_bias", 1, 1)
         if hidden:
             self._steering = weight("steering", hidden, units, 0.4)
             self._steering_bias = weight("steering_bias", hidden, 1)
@@ -155,9 +164,23 @@ class Hierarchical(base.UpdateRule):
             self._last = weight("last", 2, hidden)
             self._last_bias = weight("last_bias", 2, 1)
 
+    @property
+    def has_momenta(self):
+        """Whether the state has the two momenta: for the GRU, or for Adam's direction."""
+        return bool(self.control_units or not self.averaging)
+
+    @property
+    def leaves_that_add_up(self):
+        return (self.num_moments,)
+
+    @property
+    def num_moments(self):
+        """Of a coordinate's state, all but what is for averaging."""
+        return 3 if self.has_momenta else 1
+
     def initial_state(self, layout):
         zeros = tf.zeros([base.num_coordinates(layout)], self.dtype)
-        return (zeros,) * (4 if self.averaging else 3)
+        return (zeros,) * (self.num_moments + bool(self.averaging))
 
     def initial_control(self, tensors):
         def rows(number):
@@ -170,56 +193,67 @@ class Hierarchical(base.UpdateRule):
             num_matrices = tf.maximum(tensors.model_sum(is_matrix), 1.0)
             log_step -= self.depth_power * tf.math.log(num_matrices / 2)
             log_step = tf.clip_by_value(log_step, LEAST_LOG_STEP, self.max_log_step)
-        return {
-            **first_scale,
-            "steps": rows(1),
+        of_gru = {
             "units": rows(self.control_units),
-            "log_step": log_step,
-            "brake": rows(1),
             "step": rows(1),
-            "powers": rows(len(POWERS)),
             "cosines": rows(len(COSINES)),
             "model_cosines": rows(len(COSINES)),
         }
+        return {
+            **first_scale,
+            "steps": rows(1),
+            "log_step": log_step,
+            "brake": rows(1),
+            "powers": rows(len(POWERS)),
+            **(of_gru if self.control_units else {}),
+        }
 
     def summarize(self, inputs, state):
-        g, (fast, slow, square, *_) = _gradients(inputs), state
-        direction = fast * _inverse_root(square)
-        sums = [
-            g * g,
-            g * fast,
-            fast * fast,
-            g * slow,
-            slow * slow,
-            fast * slow,
-            g * direction,
-            direction * direction,
-            square,
-            inputs.parameters * inputs.parameters,
-        ]
+        g = _gradients(inputs)
+        sums = [g * g, inputs.parameters * inputs.parameters]
+        if self.has_momenta:
+            fast, slow, square, *_ = state
+            direction = fast * _inverse_root(square)
+            sums += [
+                g * fast,
+                fast * fast,
+                g * slow,
+                slow * slow,
+                fast * slow,
+                g * direction,
+                direction * direction,
+                square,
+            ]
         if self.coordinate_units:
-            _, _, square = _accumulate(g, state)
+            *_, square = _accumulate(g, state[:3])
             sums += [_log_root(square), tf.cast(square > 0, g.dtype)]
         return tf.stack(sums)
 
     def control(self, summaries, state, tensors):
-        sums = tf.unstack(summaries)
-        features, scale, corrections, state = self._tensor_features(sums[:10], state, tensors)
-        units = self._run_units(features, state["units"])
-        change = self.max_change * tf.tanh(tf.matmul(self._change, units) + self._change_bias)
-        if self.settling:
-            change *= tf.minimum((self.settling / state["steps"]) ** 2, 1.0)
+        sums, before = tf.unstack(summaries), state
+        scale, corrections, state = self._scale_and_powers(*sums[:2], state, tensors)
         is_alarmed = state["powers"][0] > ALARM * state["powers"][2]
         is_alarmed = tensors.model_sum(tf.cast(is_alarmed, self.dtype)) > 0
         brake = tf.where(is_alarmed, state["brake"] + BRAKE, RELEASE * state["brake"])
-        change = tf.where(is_alarmed, tf.minimum(change, 0.0), change)
-        log_step = tf.clip_by_value(state["log_step"] + change, LEAST_LOG_STEP, self.max_log_step)
-        step = tf.exp(log_step + brake) * scale
+        state |= {"brake": brake}
+        if self.control_units:
+            features, state = self._tensor_features(sums[:10], scale, before, state, tensors)
+            units = self._run_units(features, state["units"])
+            change = self.max_change * tf.tanh(tf.matmul(self._change, units) + self._change_bias)
+            if self.settling:
+                change *= tf.minimum((self.settling / state["steps"]) ** 2, 1.0)
+            change = tf.where(is_alarmed, tf.minimum(change, 0.0), change)
+            log_step = tf.clip_by_value(
+                state["log_step"] + change, LEAST_LOG_STEP, self.max_log_step
+            )
+            state |= {"units": units, "log_step": log_step}
+        step = tf.exp(state["log_step"] + brake) * scale
         if self.warm_up:
             step *= tf.minimum(state["steps"] / self.warm_up, 1.0)
         if self.decay_after:
             step *= tf.math.rsqrt(1 + state["steps"] / self.decay_after)
-        state = {**state, "units": units, "log_step": log_step, "brake": brake, "step": step}
+        if self.control_units:
+            state |= {"step": step}
         controls = [step, corrections]
         if self.coordinate_units:
             mean_log = tf.math.divide_no_nan(*sums[10:])
@@ -247,7 +281,7 @@ class Hierarchical(base.UpdateRule):
         """From y to x, the average of the iterates: ``[N]``. The last leaf is β (z - x)."""
         if not self.averaging:
             return None
-        return -(1 - self.averaging) / self.averaging * state[3]
+        return -(1 - self.averaging) / self.averaging * state[-1]
 
     def cotangents_of_moves(self, cotangents, state):
         """From the cotangents of y's updates those of z's moves: see ``update``."""
@@ -323,11 +357,12 @@ class Hierarchical(base.UpdateRule):
     def _seen(self, inputs, state, controls):
         """``(state, step, Adam's direction)``; and for the net ``(features, biases, moves)``."""
         g = _gradients(inputs)
-        fast, slow, square = _accumulate(g, state)
-        state = (fast, slow, square, *state[3:])
+        *momenta, square = _accumulate(g, state[: self.num_moments])
+        state = (*momenta, square, *state[self.num_moments :])
         step, of_fast, of_slow, of_gradient, *mean_log = tf.unstack(controls[:5])
         size = _inverse_root(square)
-        fast = fast * size * of_fast
+        if momenta:
+            fast = momenta[0] * size * of_fast
         g = g * size * of_gradient
         if self.averaging:  # which is a momentum of its own
             direction = tf.clip_by_value(g, -self.max_direction, self.max_direction)
@@ -335,7 +370,7 @@ class Hierarchical(base.UpdateRule):
             direction = tf.clip_by_value(fast, -3.0, 3.0)
         if not self.coordinate_units:
             return state, step, direction
-        features = _features(fast, slow * size * of_slow, g, _log_root(square) - mean_log[0])
+        features = _features(fast, momenta[1] * size * of_slow, g, _log_root(square) - mean_log[0])
         # Without a gradient now or recently there is nothing to correct.
         moves = tf.minimum(AT_REST * (tf.abs(fast) + tf.abs(g)), 1.0)
         return state, step, direction, features, controls[5 : 5 + self.coordinate_units], moves
@@ -346,9 +381,33 @@ class Hierarchical(base.UpdateRule):
         uncut = (direction + moves * correction) * factor
         return tf.clip_by_value(uncut, -self.max_direction, self.max_direction), uncut, factor
 
-    def _tensor_features(self, sums, state, tensors):
-        """``(features [19, K], scale [1, K], corrections [3, K], state)``; sums of `summarize`."""
-        gg, gf, ff, gs, ss, fs, gd, dd, square, parameters = sums
+    def _scale_and_powers(self, gg, parameters, state, tensors):
+        """``(scale [1, K], corrections [3, K], state)``, from two of the sums of ``summarize``.
+
+        What a step is relative to; what corrects the bias of the moments; and of the state, what
+        counts steps and averages the gradients' power.
+        """
+        size, steps = tf.maximum(tensors.sizes, 1.0), state["steps"][0]
+        power = gg / size
+        powers = _averages(state["powers"], POWERS, power)
+        powers = tf.where(steps == 0, power, powers)
+        floor = tf.where(
+            tensors.ranks > 1, 0.3 * tf.math.rsqrt(tf.maximum(tensors.fan_in, 1.0)), 0.1
+        )
+        scale = tf.sqrt(parameters / size + floor * floor)
+        new = {"steps": steps[None] + 1, "powers": powers}
+        if self.max_growth:
+            first = tf.where(steps == 0, scale, state["first_scale"][0])
+            scale = tf.minimum(scale, self.max_growth * first)
+            new["first_scale"] = first[None]
+        of_fast, of_slow, of_square = (_filled(decay, steps) for decay in (FAST, SLOW, SQUARE))
+        root = tf.sqrt(of_square)
+        corrections = tf.stack([root / of_fast, root / of_slow, root])
+        return scale[None], corrections, {**state, **new}
+
+    def _tensor_features(self, sums, scale, before, state, tensors):
+        """``(features [19, K], state)``, from the sums of ``summarize``, and the state before."""
+        gg, parameters, gf, ff, gs, ss, fs, gd, dd, square = sums
 
         def product(a, b, ab, ag, bg):
             """Of two momenta after the step: a becomes a times a's decay + (1 - decay) times g."""
@@ -357,29 +416,14 @@ class Hierarchical(base.UpdateRule):
         ff_new = product(FAST, FAST, ff, gf, gf)
         ss_new = product(SLOW, SLOW, ss, gs, gs)
         fs_new = product(FAST, SLOW, fs, gf, gs)
-        size, steps = tf.maximum(tensors.sizes, 1.0), state["steps"][0]
-        power = gg / size
-        powers = _averages(state["powers"], POWERS, power)
-        powers = tf.where(steps == 0, power, powers)
+        size, steps = tf.maximum(tensors.sizes, 1.0), before["steps"][0]
+        powers, mean = state["powers"], parameters / size
         cosine = _cosine(gd, gg, dd)
         cosines = _averages(state["cosines"], COSINES, cosine)
-        step = state["step"][0]
+        step = before["step"][0]
         of_model = _cosine(*map(tensors.model_sum, (gd * step, gg, dd * step * step)))
         model_cosines = _averages(state["model_cosines"], COSINES, of_model)
-
-        is_vector = tf.cast(tensors.ranks < 2, self.dtype)
-        fan_in = tf.maximum(tensors.fan_in, 1.0)
-        floor = tf.where(tensors.ranks > 1, 0.3 * tf.math.rsqrt(fan_in), 0.1)
-        mean = parameters / size
-        scale = tf.sqrt(mean + floor * floor)
-        new = {}
-        if self.max_growth:
-            first = tf.where(steps == 0, scale, state["first_scale"][0])
-            scale = tf.minimum(scale, self.max_growth * first)
-            new["first_scale"] = first[None]
-        of_fast, of_slow, of_square = (
-            -tf.math.expm1(math.log(b) * (steps + 1)) for b in (FAST, SLOW, SQUARE)
-        )
+        of_fast, of_slow, of_square = (_filled(decay, steps) for decay in (FAST, SLOW, SQUARE))
         variance = (SQUARE * square + (1 - SQUARE) * gg) / of_square
 
         def signal(momentum, correction, least):
@@ -394,24 +438,21 @@ class Hierarchical(base.UpdateRule):
             cosine,
             signal(ff_new, of_fast, 1e-4) + 1,
             signal(ss_new, of_slow, 1e-5) + 1.5,
-            tf.maximum(tf.math.log(mean * _inverse_root(mean) / scale + 1e-6), -3.0) / 3,
+            tf.maximum(tf.math.log(mean * _inverse_root(mean) / scale[0] + 1e-6), -3.0) / 3,
             (state["log_step"][0] + 5) / 4,
             _growth(powers[0], powers[1]),
             _growth(powers[1], powers[2]),
             cosines[0] * 2,
             cosines[1] * 4,
-            is_vector,
-            tf.math.log(fan_in) / 5 - 0.5,
+            tf.cast(tensors.ranks < 2, self.dtype),
+            tf.math.log(tf.maximum(tensors.fan_in, 1.0)) / 5 - 0.5,
             tf.math.log(size) / 8 - 0.7,
             of_model,
             model_cosines[0] * 2,
             model_cosines[1] * 4,
         ]
-        root = tf.sqrt(of_square)
-        corrections = tf.stack([root / of_fast, root / of_slow, root])
-        new |= {"steps": steps[None] + 1, "powers": powers, "cosines": cosines}
-        new["model_cosines"] = model_cosines
-        return tf.stack(features), scale[None], corrections, {**state, **new}
+        new = {"cosines": cosines, "model_cosines": model_cosines}
+        return tf.stack(features), {**state, **new}
 
     def _run_units(self, features, units):
         """One step of the GRU: ``[units, K]``."""
@@ -460,13 +501,18 @@ def _gradients(inputs):
     return tf.clip_by_value(inputs.gradients, -LARGEST, LARGEST)
 
 
-def _accumulate(g, state):
-    fast, slow, square, *_ = state
+def _accumulate(g, moments):
+    """The moments after the step: the two momenta, where there are, and the second moment."""
+    *momenta, square = moments
     return (
-        FAST * fast + (1 - FAST) * g,
-        SLOW * slow + (1 - SLOW) * g,
+        *(decay * old + (1 - decay) * g for decay, old in zip((FAST, SLOW), momenta)),
         SQUARE * square + (1 - SQUARE) * (g * g),
     )
+
+
+def _filled(decay, steps):
+    """Of an average that began with 0, the weight of what it has seen: 1 - decay^(steps + 1)."""
+    return -tf.math.expm1(math.log(decay) * (steps + 1))
 
 
 def _features(fast, slow, gradient, relative):

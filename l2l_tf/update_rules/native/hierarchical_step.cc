@@ -6,9 +6,9 @@
 // interface is used.
 //
 //   L2lHierarchicalSummarize
-//     inputs   K gradients, K parameters, in float32, of any shape; fast, slow and square [P], in
-//              float32 or bfloat16: the tensors' coordinates one after another, those of each filled
-//              up to a multiple of `block`
+//     inputs   K gradients, K parameters, in float32, of any shape; the moments fast, slow and
+//              square, or square alone, each [P], in float32 or bfloat16: the tensors' coordinates
+//              one after another, those of each filled up to a multiple of `block`
 //     outputs  summaries [S, K]; whether all gradients are finite
 //   L2lHierarchicalUpdate
 //     inputs   gradients and parameters; controls [C, K]; the net's weights, first [U, 7], second
@@ -27,16 +27,17 @@
 #include <type_traits>
 #include <vector>
 
+#include "hierarchical.h"
 #include "tensors.h"
 #include "threads.h"
 #include "vectors.h"
 
 namespace {
 
-constexpr float kFast = 0.9f, kSlow = 0.99f, kSquare = 0.99f;  // decays
-constexpr float kLargest = 1e15f;                              // of gradients
+constexpr float kLargest = 1e15f;  // of gradients
 constexpr float kMostGain = 2.0f, kAtRest = 100.0f;
-constexpr int kFeatures = 7, kSumsOfAll = 10, kSums = 12;
+constexpr int kFeatures = 7;
+constexpr int kSums = 12, kSumsWithoutNet = 10, kSumsWithoutMomenta = 2;
 constexpr int kFirstBias = 5;     // of the controls' rows
 constexpr int64_t kChunk = 4096;  // coordinates
 // What goes through the net at once: some vectors, beside each other for what one would wait for,
@@ -50,10 +51,11 @@ using Float = std::conditional_t<std::is_const_v<T>, const float, float>;
 
 template <typename T>
 struct State {
-  T *fast, *slow, *square;
-  Float<T>* lead;  // only of a rule that averages
+  T *fast, *slow;  // null without momenta
+  T* square;
+  Float<T>* lead;  // null of a rule that does not average
   State At(int64_t i) const {
-    return {fast + i, slow + i, square + i, lead == nullptr ? nullptr : lead + i};
+    return {fast ? fast + i : fast, slow ? slow + i : slow, square + i, lead ? lead + i : lead};
   }
 };
 
@@ -106,8 +108,8 @@ struct Padded {
   Padded(const Inputs<T>& from, int64_t size) {
     std::memcpy(values[0], from.gradient, size * sizeof(float));
     std::memcpy(values[1], from.parameter, size * sizeof(float));
-    std::memcpy(states[0], from.state.fast, size * sizeof(T));
-    std::memcpy(states[1], from.state.slow, size * sizeof(T));
+    if (from.state.fast) std::memcpy(states[0], from.state.fast, size * sizeof(T));
+    if (from.state.slow) std::memcpy(states[1], from.state.slow, size * sizeof(T));
     std::memcpy(states[2], from.state.square, size * sizeof(T));
     if (from.state.lead) std::memcpy(values[3], from.state.lead, size * sizeof(float));
   }
@@ -117,37 +119,38 @@ struct Padded {
   Outputs<T> outputs() { return {values[2], {states[3], states[4], states[5], values[4]}}; }
   void Empty(const Outputs<T>& to, int64_t size) const {
     std::memcpy(to.parameter, values[2], size * sizeof(float));
-    std::memcpy(to.state.fast, states[3], size * sizeof(T));
-    std::memcpy(to.state.slow, states[4], size * sizeof(T));
+    if (to.state.fast) std::memcpy(to.state.fast, states[3], size * sizeof(T));
+    if (to.state.slow) std::memcpy(to.state.slow, states[4], size * sizeof(T));
     std::memcpy(to.state.square, states[5], size * sizeof(T));
     if (to.state.lead) std::memcpy(to.state.lead, values[4], size * sizeof(float));
   }
 };
 
 // A chunk's part of its tensor's sums, and 0, or NaN where a gradient is not finite.
-template <typename T, bool kHasNet>
+template <typename T, int kNumSums>
 void Summarize(int64_t size, const Inputs<T>& inputs, float* sums, float* not_finite) {
   Vector sum[kSums] = {}, finite = {};
   auto add = [&](const Inputs<T>& inputs) {
     for (int at = 0; at < kBlock; at += kLanes) {
       const Inputs<T> own = inputs.At(at);
       Vector g = Load(own.gradient), theta = Load(own.parameter);
-      Vector fast = Load(own.state.fast), slow = Load(own.state.slow);
-      Vector square = Load(own.state.square);
       finite += g * 0.0f;
       g = Clip(g, kLargest);
-      Vector direction = fast * InverseRootOrZero(square);
       sum[0] += g * g;
-      sum[1] += g * fast;
-      sum[2] += fast * fast;
-      sum[3] += g * slow;
-      sum[4] += slow * slow;
-      sum[5] += fast * slow;
-      sum[6] += g * direction;
-      sum[7] += direction * direction;
-      sum[8] += square;
-      sum[9] += theta * theta;
-      if (kHasNet) {
+      sum[1] += theta * theta;
+      if constexpr (kNumSums == kSumsWithoutMomenta) continue;
+      Vector fast = Load(own.state.fast), slow = Load(own.state.slow);
+      Vector square = Load(own.state.square);
+      Vector direction = fast * InverseRootOrZero(square);
+      sum[2] += g * fast;
+      sum[3] += fast * fast;
+      sum[4] += g * slow;
+      sum[5] += slow * slow;
+      sum[6] += fast * slow;
+      sum[7] += g * direction;
+      sum[8] += direction * direction;
+      sum[9] += square;
+      if constexpr (kNumSums == kSums) {
         Vector next = Blend(kSquare, square, g * g);
         sum[10] += LogRoot(next);
         sum[11] += Where(IsPositive(next), Vector{} + 1.0f);
@@ -157,7 +160,7 @@ void Summarize(int64_t size, const Inputs<T>& inputs, float* sums, float* not_fi
   int64_t i = 0;
   for (; i + kBlock <= size; i += kBlock) add(inputs.At(i));
   if (i < size) add(Padded<T>(inputs.At(i), size - i).inputs());
-  for (int s = 0; s < (kHasNet ? kSums : kSumsOfAll); ++s) sums[s] = SumOf(sum[s]);
+  for (int s = 0; s < kNumSums; ++s) sums[s] = SumOf(sum[s]);
   *not_finite = SumOf(finite);
 }
 
@@ -245,7 +248,7 @@ inline void Features(Vector fast, Vector slow, Vector gradient, Vector square, f
   features[6][v] = Min(2.0f, Magnitude(fast)) - 0.3f;
 }
 
-template <typename T, int kUnits>
+template <typename T, int kUnits, bool kHasMomenta>
 void Update(int64_t size, const Inputs<T>& inputs, const Outputs<T>& outputs,
             const Net<kUnits>& net, const Controls<kUnits>& controls, float max_direction,
             float averaging) {
@@ -255,14 +258,16 @@ void Update(int64_t size, const Inputs<T>& inputs, const Outputs<T>& outputs,
       const Inputs<T> own = inputs.At(v * kLanes);
       const State<T> next = outputs.At(v * kLanes).state;
       Vector g = Clip(Load(own.gradient), kLargest);
-      Vector fast = Blend(kFast, Load(own.state.fast), g);
-      Vector slow = Blend(kSlow, Load(own.state.slow), g);
-      Vector square = Blend(kSquare, Load(own.state.square), g * g);
-      Store(fast, next.fast);
-      Store(slow, next.slow);
+      Vector square = Blend(kSquare, Load(own.state.square), g * g), fast{}, slow{};
       Store(square, next.square);
       Vector size = InverseRootOrZero(square);
-      fast *= size * controls.of_fast;
+      if constexpr (kHasMomenta) {
+        fast = Blend(kFast, Load(own.state.fast), g);
+        slow = Blend(kSlow, Load(own.state.slow), g);
+        Store(fast, next.fast);
+        Store(slow, next.slow);
+        fast *= size * controls.of_fast;
+      }
       g *= size * controls.of_gradient;
       directions[v] = averaging > 0 ? Clip(g, max_direction) : Clip(fast, 3.0f);
       if constexpr (kUnits > 0) {
@@ -308,11 +313,12 @@ void Update(int64_t size, const Inputs<T>& inputs, const Outputs<T>& outputs,
 
 // The attributes of a node, and what both ops have in common.
 struct Kernel {
-  int64_t block, num_threads, num_tensors, num_weights = 0;
+  int64_t block, num_threads, num_tensors, num_moments, num_weights = 0;
   unsigned char has_net = 0;
   float max_direction = 0, averaging = 0;
 
-  int num_leaves() const { return averaging > 0 ? 4 : 3; }
+  // Of the update alone is known whether there is one for averaging.
+  int num_leaves() const { return num_moments + (averaging > 0); }
 };
 
 struct Call {
@@ -386,27 +392,29 @@ struct Call {
   template <typename T>
   State<T> StateOf(const std::vector<Tensor>& tensors) const {
     const Tensor* leaves = &tensors[tensors.size() - kernel.num_leaves()];
-    return {Data<T>(leaves[0]), Data<T>(leaves[1]), Data<T>(leaves[2]),
-            kernel.averaging > 0 ? Data<Float<T>>(leaves[3]) : nullptr};
+    const int square = kernel.num_moments - 1;
+    return {square ? Data<T>(leaves[0]) : nullptr, square ? Data<T>(leaves[1]) : nullptr,
+            Data<T>(leaves[square]),
+            kernel.averaging > 0 ? Data<Float<T>>(leaves[square + 1]) : nullptr};
   }
 
   int ThreadsToUse() const { return state_size < 4 * kChunk ? 1 : kernel.num_threads; }
 };
 
-template <typename T>
-void SummarizeAll(Call* call, int num_sums) {
+template <typename T, int kNumSums>
+void SummarizeAll(Call* call) {
   const int k = call->kernel.num_tensors;
-  std::vector<float> sums(call->chunks.size() * kSums), not_finite(call->chunks.size());
+  std::vector<float> sums(call->chunks.size() * kNumSums), not_finite(call->chunks.size());
   Threads::ForEach(call->chunks.size(), call->ThreadsToUse(), [&](int64_t i) {
     const Chunk& chunk = call->chunks[i];
-    const auto summarize = num_sums == kSums ? Summarize<T, true> : Summarize<T, false>;
-    summarize(chunk.size, call->InputsOf<T>(chunk), &sums[i * kSums], &not_finite[i]);
+    Summarize<T, kNumSums>(chunk.size, call->InputsOf<T>(chunk), &sums[i * kNumSums],
+                           &not_finite[i]);
   });
-  std::vector<double> of_tensors(num_sums * k);
+  std::vector<double> of_tensors(kNumSums * k);
   bool is_finite = true;
   for (size_t i = 0; i < call->chunks.size(); ++i) {
     const int tensor = call->chunks[i].tensor;
-    for (int s = 0; s < num_sums; ++s) of_tensors[s * k + tensor] += sums[i * kSums + s];
+    for (int s = 0; s < kNumSums; ++s) of_tensors[s * k + tensor] += sums[i * kNumSums + s];
     is_finite &= not_finite[i] == 0;
   }
   float* result = Data<float>(call->outputs[0]);
@@ -414,11 +422,22 @@ void SummarizeAll(Call* call, int num_sums) {
   *Data<bool>(call->outputs[1]) = is_finite;
 }
 
+template <int kNumSums>
+void SummarizeAll(Call* call) {
+  if (call->StateType() == TF_BFLOAT16) {
+    SummarizeAll<Bfloat16, kNumSums>(call);
+  } else {
+    SummarizeAll<float, kNumSums>(call);
+  }
+}
+
 void ComputeSummaries(void* kernel, TF_OpKernelContext* context) {
   Call call(static_cast<Kernel*>(kernel), context);
   if (!call.Begin()) return;
   const int64_t k = call.kernel.num_tensors;
-  const int64_t num_sums = call.kernel.has_net ? kSums : kSumsOfAll;
+  const int64_t num_sums = call.kernel.num_moments == 1 ? kSumsWithoutMomenta
+                           : call.kernel.has_net        ? kSums
+                                                        : kSumsWithoutNet;
   const int64_t shape[] = {num_sums, k};
   TF_Tensor* tensor = TF_AllocateOutput(context, 0, TF_FLOAT, shape, 2,
                                         num_sums * k * sizeof(float), call.status.get());
@@ -427,14 +446,14 @@ void ComputeSummaries(void* kernel, TF_OpKernelContext* context) {
   tensor = TF_AllocateOutput(context, 1, TF_BOOL, nullptr, 0, sizeof(bool), call.status.get());
   if (call.Failed()) return;
   call.outputs.emplace_back(tensor, TF_DeleteTensor);
-  if (call.StateType() == TF_BFLOAT16) {
-    SummarizeAll<Bfloat16>(&call, num_sums);
-  } else {
-    SummarizeAll<float>(&call, num_sums);
+  switch (num_sums) {
+    case kSumsWithoutMomenta: return SummarizeAll<kSumsWithoutMomenta>(&call);
+    case kSumsWithoutNet: return SummarizeAll<kSumsWithoutNet>(&call);
+    case kSums: return SummarizeAll<kSums>(&call);
   }
 }
 
-template <typename T, int kUnits>
+template <typename T, int kUnits, bool kHasMomenta>
 void UpdateAll(Call* call) {
   const int k = call->kernel.num_tensors;
   const Net<kUnits> net(call->inputs, 2 * k + 1);
@@ -454,30 +473,32 @@ void UpdateAll(Call* call) {
   }
   Threads::ForEach(call->chunks.size(), call->ThreadsToUse(), [&](int64_t i) {
     const Chunk& chunk = call->chunks[i];
-    Update<T, kUnits>(chunk.size, call->InputsOf<T>(chunk), call->OutputsOf<T>(chunk), net,
-                      of_tensors[chunk.tensor], call->kernel.max_direction,
-                      call->kernel.averaging);
+    Update<T, kUnits, kHasMomenta>(chunk.size, call->InputsOf<T>(chunk),
+                                   call->OutputsOf<T>(chunk), net, of_tensors[chunk.tensor],
+                                   call->kernel.max_direction, call->kernel.averaging);
   });
   // What fills tensors up stays 0.
   int64_t end = 0;
   for (int tensor = 0; tensor < k; ++tensor) {
     const int64_t start = end + call->Elements(tensor);
     end += call->FilledUp(tensor);
-    for (int leaf = 0; leaf < 3; ++leaf) {
+    const int num_moments = call->kernel.num_moments;
+    for (int leaf = 0; leaf < num_moments; ++leaf) {
       std::memset(Data<T>(call->outputs[k + leaf]) + start, 0, (end - start) * sizeof(T));
     }
     if (call->kernel.averaging > 0) {
-      std::memset(Data<float>(call->outputs[k + 3]) + start, 0, (end - start) * sizeof(float));
+      float* lead = Data<float>(call->outputs[k + num_moments]);
+      std::memset(lead + start, 0, (end - start) * sizeof(float));
     }
   }
 }
 
-template <int kUnits>
+template <int kUnits, bool kHasMomenta = true>
 void UpdateAll(Call* call) {
   if (call->StateType() == TF_BFLOAT16) {
-    UpdateAll<Bfloat16, kUnits>(call);
+    UpdateAll<Bfloat16, kUnits, kHasMomenta>(call);
   } else {
-    UpdateAll<float, kUnits>(call);
+    UpdateAll<float, kUnits, kHasMomenta>(call);
   }
 }
 
@@ -500,6 +521,10 @@ void ComputeUpdate(void* kernel, TF_OpKernelContext* context) {
     return (void)call.Fail("the learning rate or the decays do not fit");
   }
   const int num_leaves = call.kernel.num_leaves();
+  const bool has_momenta = call.kernel.num_moments > 1;
+  if (!has_momenta && (units || call.kernel.averaging <= 0)) {
+    return (void)call.Fail("without momenta there is no net, and iterates are averaged");
+  }
   for (int o = 0; o < k + num_leaves; ++o) {
     // The gradient is not needed any more: what is new of the parameter may take its place.
     const int input = o < k ? o : num_inputs - num_leaves + o - k;
@@ -516,7 +541,7 @@ void ComputeUpdate(void* kernel, TF_OpKernelContext* context) {
     call.outputs.emplace_back(tensor, TF_DeleteTensor);
   }
   switch (units) {
-    case 0: return UpdateAll<0>(&call);
+    case 0: return has_momenta ? UpdateAll<0>(&call) : UpdateAll<0, false>(&call);
     case 4: return UpdateAll<4>(&call);
     case 8: return UpdateAll<8>(&call);
     default: call.Fail("a net has 4 or 8 units");
@@ -530,6 +555,7 @@ void* New(TF_OpKernelConstruction* construction) {
   TF_OpKernelConstruction_GetAttrInt64(construction, "block", &kernel->block, status.get());
   TF_OpKernelConstruction_GetAttrInt64(construction, "threads", &kernel->num_threads, status.get());
   TF_OpKernelConstruction_GetAttrInt64(construction, "K", &kernel->num_tensors, status.get());
+  TF_OpKernelConstruction_GetAttrInt64(construction, "M", &kernel->num_moments, status.get());
   if (kIsUpdate) {
     TF_OpKernelConstruction_GetAttrInt64(construction, "W", &kernel->num_weights, status.get());
     TF_OpKernelConstruction_GetAttrFloat(construction, "max_direction", &kernel->max_direction,
@@ -538,6 +564,9 @@ void* New(TF_OpKernelConstruction* construction) {
                                          status.get());
   } else {
     TF_OpKernelConstruction_GetAttrBool(construction, "has_net", &kernel->has_net, status.get());
+  }
+  if (TF_GetCode(status.get()) == TF_OK && kernel->num_moments != 1 && kernel->num_moments != 3) {
+    TF_SetStatus(status.get(), TF_INVALID_ARGUMENT, "L2lHierarchical: there are 1 or 3 moments");
   }
   if (TF_GetCode(status.get()) != TF_OK) {
     TF_OpKernelConstruction_Failure(construction, status.get());
@@ -561,22 +590,21 @@ bool Register() {
        New<false>,
        ComputeSummaries,
        {"has_net: bool"},
-       {"fast: T", "slow: T", "square: T"},
+       {"moments: M * T"},
        {"summaries: float", "is_finite: bool"}},
       {"L2lHierarchicalUpdate" L2L_TF_SUFFIX,
        New<true>,
        ComputeUpdate,
        {"W: int >= 0", "max_direction: float", "averaging: float", "A: int >= 0"},
-       {"controls: float", "weights: W * float", "rate: float", "decays: float", "fast: T",
-        "slow: T", "square: T", "lead: A * float"},
-       {"new_parameters: K * float", "new_fast: T", "new_slow: T", "new_square: T",
-        "new_lead: A * float"}},
+       {"controls: float", "weights: W * float", "rate: float", "decays: float",
+        "moments: M * T", "lead: A * float"},
+       {"new_parameters: K * float", "new_moments: M * T", "new_lead: A * float"}},
   };
   Status status(TF_NewStatus(), TF_DeleteStatus);
   for (const Definition& definition : definitions) {
     TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder(definition.name);
-    for (const char* attribute : {"K: int >= 1", "T: {float, bfloat16}", "block: int >= 1",
-                                  "threads: int >= 1"}) {
+    for (const char* attribute : {"K: int >= 1", "M: int >= 1", "T: {float, bfloat16}",
+                                  "block: int >= 1", "threads: int >= 1"}) {
       TF_OpDefinitionBuilderAddAttr(op, attribute);
     }
     for (const char* own : definition.attributes) TF_OpDefinitionBuilderAddAttr(op, own);
