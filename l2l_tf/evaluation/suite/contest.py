@@ -7,11 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from l2l_tf.evaluation.learning_curves import Arena
+from l2l_tf.optimizer import LearnedOptimizer
 from l2l_tf.update_rules import base
 
 NUM_POINTS = 50  # of a curve that is kept
 MOST_EXAMPLES = 2048  # of the sample that the final loss is measured on
-TIMED_STEPS = 100
+TIMED_STEPS = 200
 
 
 class Run(NamedTuple):
@@ -88,10 +89,18 @@ class Contest:
         return float(self.suite_problem.metric(outputs.numpy(), self.suite_problem.heldout[1]))
 
     def seconds_per_step(self, optimizers):
-        """Median seconds of a step, of a dict of name → optimizer, which take turns."""
+        """Median seconds of a step, of a dict of name → optimizer, which take turns.
+
+        All are Keras optimizers here, update rules a ``LearnedOptimizer``: the steps are those of
+        ``fit``.
+        """
         arena = Arena(self.problem, min(TIMED_STEPS, self.num_steps), "train", self._seed)
-        runners = {name: arena.runner(optimizer) for name, optimizer in optimizers.items()}
-        return arena.seconds_per_step(runners, num_rounds=3)
+        runners = {}
+        for name, optimizer in optimizers.items():
+            if isinstance(optimizer, base.UpdateRule):
+                optimizer = LearnedOptimizer(optimizer)
+            runners[name] = arena.runner(optimizer)
+        return arena.seconds_per_step(runners, num_rounds=5)
 
     @functools.cached_property
     def _outputs(self):

@@ -2,6 +2,8 @@
 
 import sys
 
+import keras
+
 from l2l_tf import arguments
 from l2l_tf.evaluation.evaluate import named_optimizers
 from l2l_tf.evaluation.suite.baselines import SEED, Baselines, check_same_start, from_json
@@ -9,7 +11,6 @@ from l2l_tf.evaluation.suite.contest import Contest
 from l2l_tf.evaluation.suite.contestants import CONTESTANTS, NUM_SEEDS
 from l2l_tf.evaluation.suite.report import Entry, SuiteResult
 from l2l_tf.problems import suite
-from l2l_tf.update_rules import Adam
 
 COMMAND = "bin/evaluate --suite=general --tune_suite_baselines --suite_baselines=DIRECTORY"
 
@@ -128,7 +129,7 @@ def _entry(contest, optimizers, records, num_seeds, verbose):
     for rule, optimizer in optimizers.items():
         _say(verbose, f"{name}: {rule}")
         runs[rule] = contest.run(contest.runner(optimizer), num_seeds)
-    seconds = contest.seconds_per_step({"adam": Adam(), **optimizers})
+    seconds = contest.seconds_per_step({"adam": keras.optimizers.Adam(), **optimizers})
     return Entry(
         name=name,
         num_steps=contest.num_steps,
