@@ -1,4 +1,7 @@
-"""Hierarchical against Keras' own Adam: a step of ``fit``, the first steps, memory."""
+"""The rule for any model against Keras' own Adam: a step of ``fit``, the first steps, memory.
+
+"general" has neither a net nor a GRU; "lite" has a GRU, "net" has both.
+"""
 
 import keras
 import numpy as np
@@ -16,6 +19,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 def optimizers():
     return {
         "Adam": keras.optimizers.Adam(),
+        "general": l2l_tf.LearnedOptimizer(),
         "lite": l2l_tf.LearnedOptimizer(new_rule("hierarchical-lite", layers=[], seed=0)),
         "net": l2l_tf.LearnedOptimizer(new_rule("hierarchical", layers=[], seed=0)),
         "Adam as a rule": l2l_tf.LearnedOptimizer(Adam()),
