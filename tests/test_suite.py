@@ -433,6 +433,16 @@ def result_of(finals):
     return SuiteResult(["mine"], 2, entries, {"mnist_28": "no data"})
 
 
+def test_ahead_by_steps_and_by_the_clock():
+    result = result_of(dict.fromkeys(["soon", "late", "never"], [0.1, 0.1]))
+    for entry, at in zip(result.entries, (30, 80, 200)):  # steps that take twice as long as Adam's
+        curve = np.linspace(1, 1 - 0.9 * 100 / at, 100)
+        entry.runs["mine"] = run_of([0.1, 0.1], curve=np.tile(curve, (2, 1)))
+    assert result.ahead_of_adam("mine") == {"steps": ["soon", "late"], "time": ["soon"]}
+    assert "before it: in fewer steps on 2, in less time on 1 of 3." in result.table()
+    assert result.to_json()["rules"]["mine"]["ahead_of_adam"]["time"] == ["soon"]
+
+
 def test_the_report_hides_nothing(tmp_path):
     result = result_of({"good": [0.1, 0.1], "bad": [0.1, np.nan]})
     table = result.table()

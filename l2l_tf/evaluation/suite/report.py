@@ -58,6 +58,14 @@ class Entry:
         """The step by which a rule has the minibatch loss that tuned Adam ends with, or None."""
         return summary.steps_to(self.runs[rule], self.baselines["adam"].curve.mean(axis=0)[-1])
 
+    def shares_to_adam(self, rule):
+        """``(of the horizon's steps, of the time that Keras' Adam takes for it)``, or None."""
+        steps = self.steps_to_adam(rule)
+        if steps is None:
+            return None
+        share = steps / self.num_steps
+        return share, share * self.seconds_per_step[rule] / self.seconds_per_step["adam"]
+
 
 @dataclasses.dataclass
 class SuiteResult:
@@ -94,6 +102,17 @@ class SuiteResult:
         for entry in self.entries:
             found[entry.heldout(rule)].append(entry.name)
         return found
+
+    def ahead_of_adam(self, rule):
+        """Problems where a rule gets to tuned Adam's last loss before it, by steps, by the clock.
+
+        Dict of "steps", "time" → names.
+        """
+        shares = {entry.name: entry.shares_to_adam(rule) for entry in self.entries}
+        return {
+            kind: [name for name, of in shares.items() if of is not None and of[index] < 1]
+            for index, kind in enumerate(("steps", "time"))
+        }
 
     def overfitted(self, rule):
         """Problems where the final loss is below tuned Adam's, but the held-out metric worse."""
@@ -133,6 +152,7 @@ class SuiteResult:
                     "against": {c: _of_summary(self.summary(rule, c)) for c in CONTESTANTS},
                     "diverged": self.diverged(rule),
                     "heldout": self.heldout(rule),
+                    "ahead_of_adam": self.ahead_of_adam(rule),
                     "overfitted": self.overfitted(rule),
                 }
                 for rule in (self.rules if self.entries else [])
@@ -180,6 +200,11 @@ class SuiteResult:
         lines = [f"## {rule}", "", markdown(rows), "", markdown(overall), ""]
         diverged = [f"{name} ({n} of {self.num_seeds})" for name, n in self.diverged(rule).items()]
         lines.append(f"Diverged: {', '.join(diverged) or 'none'}.")
+        ahead = {kind: len(names) for kind, names in self.ahead_of_adam(rule).items()}
+        lines.append(
+            f"To tuned Adam's last loss before it: in fewer steps on {ahead['steps']}, in less "
+            f"time on {ahead['time']} of {len(self.entries)}."
+        )
         heldout = self.heldout(rule)
         counts = [f"{kind} on {len(names)}" for kind, names in heldout.items()]
         lines.append(f"Held out, against tuned Adam: {', '.join(counts)}.")
@@ -196,11 +221,8 @@ class SuiteResult:
         theirs = entry.baselines["adam"].heldout.mean()
         metric = f"{entry.metric_name} {number(run.heldout.mean())} ({number(theirs)})"
         cells.append(metric + (" **worse**" if entry.heldout(rule) == "worse" else ""))
-        steps = entry.steps_to_adam(rule)
-        cells.append("not reached" if steps is None else f"{steps / entry.num_steps:.0%}")
-        seconds = entry.seconds_per_step[rule] / entry.seconds_per_step["adam"]
-        share = None if steps is None else steps / entry.num_steps * seconds
-        cells.append("not reached" if share is None else f"{share:.0%}")
+        shares = entry.shares_to_adam(rule)
+        cells += 2 * ["not reached"] if shares is None else [f"{share:.0%}" for share in shares]
         count = int(summary.diverged(run).sum())
         return [*cells, f"**{count} of {self.num_seeds}**" if count else "0"]
 
