@@ -30,13 +30,13 @@ import tensorflow as tf
 SOURCES = sorted(pathlib.Path(__file__).parent.glob("*.cc"))
 HEADERS = sorted(pathlib.Path(__file__).parent.glob("*.h"))
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-pthread"]
-MAX_SECONDS = 120  # of a run of the compiler, which takes about five
+MAX_SECONDS = 120  # of a run of the compiler, which takes about eight
 _lock = threading.Lock()
 _is_built = False  # by a call of `build` in this process, or found by it
 
 
 def build(anew=False):
-    """Compiles the library, unless this machine has done so before, in about five seconds.
+    """Compiles the library, unless this machine has done so before, in about eight seconds.
 
     This is the one step that compiles. Whoever wants the kernel calls it once a process; ``load``
     takes what it has written.
