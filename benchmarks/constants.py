@@ -119,8 +119,7 @@ def scores(problem, rules):
 def main(_):
     config = {k: v for k, v in l2l_tf.load("general").get_config().items() if k != "name"}
     rules = [
-        Hierarchical(**{**config, **json.loads(options)})
-        for options in ["{}", *_OPTIONS.value]
+        Hierarchical(**{**config, **json.loads(options)}) for options in ["{}", *_OPTIONS.value]
     ]
     adam, of_rules = [], []
     for problem in general(_DATA_DIR.value).problems:
