@@ -12,6 +12,7 @@ in ``fit``, its step alone, and in memory). Ratios of one run are what counts; f
 differ.
 """
 
+import inspect
 import itertools
 import json
 import os
@@ -510,7 +511,7 @@ def main(_):
     results = {"isa": isa.ISA.value}
     for name in _ONLY.value:
         results[name] = PARTS[name]()
-        heading = f"{PARTS[name].__doc__}\n\n{isa.description()}"
+        heading = f"{inspect.getdoc(PARTS[name])}\n\n{isa.description()}"
         print(f"\n{heading}\n\n{table(results[name])}", flush=True)
     if _OUTPUT.value:
         with open(_OUTPUT.value, "w") as file:

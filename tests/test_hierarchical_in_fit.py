@@ -98,6 +98,21 @@ def test_without_a_gru_its_step_is_the_untrained_rule_s(state_dtype):
     assert num_leaves == [4 * (2 + 4), 4 * (4 + 8)]
 
 
+def test_a_control_of_ones_own_is_asked():
+    class Halved(Hierarchical):
+        def control(self, summaries, state, tensors):
+            controls, state = super().control(summaries, state, tensors)
+            return tf.concat([controls[:1] / 2, controls[1:]], axis=0), state
+
+    options = {"control_units": 0, "coordinate_units": 0, "averaging": 0.9}
+    steps = []
+    for cls in (Hierarchical, Halved):
+        variable = tf.Variable([[1.0, -1.0]])
+        optimizer(cls(**options)).apply([tf.constant([[0.1, 0.2]])], [variable])
+        steps.append(variable.numpy() - [[1.0, -1.0]])
+    np.testing.assert_allclose(steps[1], steps[0] / 2, rtol=1e-5)
+
+
 @pytest.mark.parametrize("units", [0, 16])
 def test_a_saved_model_goes_on_as_if_it_had_not_been(tmp_path, units):
     kwargs = {} if units else {"control_units": 0, "coordinate_units": 0, "averaging": 0.9}

@@ -120,6 +120,9 @@ def _check_arguments(rule, layout, trajectory, weights, backward_fraction, seed,
         )
 
 
+_sums_by_shape = {}
+
+
 def cotangents(gradients, weights):
     """Σ_{t>s} w_t ∇f(θ_t) for s = 0 … T - 1: from ``[T + 1, ...]`` to ``[T, ...]``."""
     shapes = tuple(gradients.shape), tuple(weights.shape)
@@ -134,9 +137,6 @@ def _sums(gradients, weights):
         return tf.cumsum(of_losses, axis=0, reverse=True)
     # On a CPU the same sums, a step after another, take a fifth of the time.
     return tf.scan(tf.add, of_losses, reverse=True)
-
-
-_sums_by_shape = {}
 
 
 class _Recorded(NamedTuple):

@@ -312,9 +312,11 @@ class Hierarchical(base.UpdateRule):
         return (self.averaging_power + 1) / (steps + self.averaging_power)
 
     def fused_step(self):
-        # A subclass with a step of its own has another.
+        # A subclass with a step of its own, or a control, has another.
         own = type(self).summarize, type(self).update, type(self).initial_state
-        return HierarchicalStep(self) if own == _OF_KERNEL else None
+        own_control = type(self).control, type(self).initial_control
+        has_control = not self.control_units and own_control == _CONTROL_OF_KERNEL
+        return HierarchicalStep(self, has_control) if own == _OF_KERNEL else None
 
     def backpropagate_step(self, inputs, state, cotangents, controls):
         """As of ``UpdateRule``, by hand: as matrix products, where ``update`` is one loop."""
@@ -495,6 +497,7 @@ class Hierarchical(base.UpdateRule):
 
 
 _OF_KERNEL = Hierarchical.summarize, Hierarchical.update, Hierarchical.initial_state
+_CONTROL_OF_KERNEL = Hierarchical.control, Hierarchical.initial_control
 
 
 def _gradients(inputs):

@@ -23,12 +23,13 @@ class HierarchicalStep:
 
     Args:
         rule: a ``Hierarchical``.
+        has_control: whether the kernel has its ``control`` too.
     """
 
-    def __init__(self, rule):
+    def __init__(self, rule, has_control):
         self._units, self._max_direction = rule.coordinate_units, rule.max_direction
         self._averaging, self._num_moments = rule.averaging, rule.num_moments
-        self.has_control = not rule.control_units
+        self.has_control = has_control
         self._of_control = {
             "max_growth": rule.max_growth or 0.0,
             "warm_up": rule.warm_up,
@@ -79,7 +80,7 @@ class HierarchicalStep:
         return summaries, is_finite
 
     def control(self, summaries, state, tensors):
-        """As the rule's ``control``, of one that has no GRU: only if ``has_control``."""
+        """As the rule's ``control``, only if ``has_control``."""
         first_scale = state.get("first_scale", state["steps"])  # or it is not looked at
         of_step = library.load().l2l_hierarchical_control(
             summaries,
