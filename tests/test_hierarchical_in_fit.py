@@ -110,7 +110,7 @@ def test_a_control_of_ones_own_is_asked():
         variable = tf.Variable([[1.0, -1.0]])
         optimizer(cls(**options)).apply([tf.constant([[0.1, 0.2]])], [variable])
         steps.append(variable.numpy() - [[1.0, -1.0]])
-    np.testing.assert_allclose(steps[1], steps[0] / 2, rtol=1e-5)
+    np.testing.assert_allclose(steps[1], steps[0] / 2, rtol=1e-4)  # of numbers near 1
 
 
 @pytest.mark.parametrize("units", [0, 16])
