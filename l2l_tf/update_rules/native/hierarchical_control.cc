@@ -13,6 +13,7 @@
 
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "hierarchical.h"
@@ -123,16 +124,18 @@ void Compute(void* kernel, TF_OpKernelContext* context) {
           {to(1), to(2), to(3), to(4)});
 }
 
-constexpr const char* kAttributes[] = {"max_growth", "warm_up", "decay_after", "averaging",
-                                       "averaging_power"};
-
 void* New(TF_OpKernelConstruction* construction) {
   Status status(TF_NewStatus(), TF_DeleteStatus);
   Options* options = new Options;
-  float* values[] = {&options->max_growth, &options->warm_up, &options->decay_after,
-                     &options->averaging, &options->averaging_power};
-  for (int a = 0; a < 5; ++a) {
-    TF_OpKernelConstruction_GetAttrFloat(construction, kAttributes[a], values[a], status.get());
+  const std::pair<const char*, float*> attributes[] = {
+      {"max_growth", &options->max_growth},
+      {"warm_up", &options->warm_up},
+      {"decay_after", &options->decay_after},
+      {"averaging", &options->averaging},
+      {"averaging_power", &options->averaging_power},
+  };
+  for (const auto& [name, value] : attributes) {
+    TF_OpKernelConstruction_GetAttrFloat(construction, name, value, status.get());
     if (TF_GetCode(status.get()) != TF_OK) {
       TF_OpKernelConstruction_Failure(construction, status.get());
       break;
@@ -143,28 +146,17 @@ void* New(TF_OpKernelConstruction* construction) {
 
 void Delete(void* kernel) { delete static_cast<Options*>(kernel); }
 
-bool Register() {
-  Status status(TF_NewStatus(), TF_DeleteStatus);
-  TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder(L2L_TF_OP);
-  for (const char* name : kAttributes) {
-    TF_OpDefinitionBuilderAddAttr(op, (std::string(name) + ": float").c_str());
-  }
-  for (const char* name : {"summaries", "sizes", "fan_in", "ranks", "brake", "first_scale",
-                           "log_step", "powers", "steps"}) {
-    TF_OpDefinitionBuilderAddInput(op, (std::string(name) + ": float").c_str());
-  }
-  for (const char* name : {"controls", "new_brake", "new_first_scale", "new_powers", "new_steps"}) {
-    TF_OpDefinitionBuilderAddOutput(op, (std::string(name) + ": float").c_str());
-  }
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(op, UnknownShapes);
-  TF_RegisterOpDefinition(op, status.get());
-  if (TF_GetCode(status.get()) != TF_OK) return false;
-  TF_RegisterKernelBuilder(L2L_TF_OP,
-                           TF_NewKernelBuilder(L2L_TF_OP, "CPU", New, Compute, Delete),
-                           status.get());
-  return TF_GetCode(status.get()) == TF_OK;
-}
-
-const bool registered = Register();
+const bool registered = Register({
+    L2L_TF_OP,
+    New,
+    Compute,
+    Delete,
+    {"max_growth: float", "warm_up: float", "decay_after: float", "averaging: float",
+     "averaging_power: float"},
+    {"summaries: float", "sizes: float", "fan_in: float", "ranks: float", "brake: float",
+     "first_scale: float", "log_step: float", "powers: float", "steps: float"},
+    {"controls: float", "new_brake: float", "new_first_scale: float", "new_powers: float",
+     "new_steps: float"},
+});
 
 }  // namespace

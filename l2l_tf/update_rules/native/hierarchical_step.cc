@@ -576,54 +576,24 @@ void* New(TF_OpKernelConstruction* construction) {
 
 void Delete(void* kernel) { delete static_cast<Kernel*>(kernel); }
 
-// Attributes and inputs are in the order of the call.
-struct Definition {
-  const char* name;
-  void* (*create)(TF_OpKernelConstruction*);
-  void (*compute)(void*, TF_OpKernelContext*);
-  std::vector<const char*> attributes, inputs, outputs;
-};
-
-bool Register() {
-  const Definition definitions[] = {
-      {"L2lHierarchicalSummarize" L2L_TF_SUFFIX,
-       New<false>,
-       ComputeSummaries,
-       {"has_net: bool"},
-       {"moments: M * T"},
-       {"summaries: float", "is_finite: bool"}},
-      {"L2lHierarchicalUpdate" L2L_TF_SUFFIX,
-       New<true>,
-       ComputeUpdate,
-       {"W: int >= 0", "max_direction: float", "averaging: float", "A: int >= 0"},
-       {"controls: float", "weights: W * float", "rate: float", "decays: float",
-        "moments: M * T", "lead: A * float"},
-       {"new_parameters: K * float", "new_moments: M * T", "new_lead: A * float"}},
-  };
-  Status status(TF_NewStatus(), TF_DeleteStatus);
-  for (const Definition& definition : definitions) {
-    TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder(definition.name);
-    for (const char* attribute : {"K: int >= 1", "M: int >= 1", "T: {float, bfloat16}",
-                                  "block: int >= 1", "threads: int >= 1"}) {
-      TF_OpDefinitionBuilderAddAttr(op, attribute);
-    }
-    for (const char* own : definition.attributes) TF_OpDefinitionBuilderAddAttr(op, own);
-    for (const char* input : {"gradients: K * float", "parameters: K * float"}) {
-      TF_OpDefinitionBuilderAddInput(op, input);
-    }
-    for (const char* own : definition.inputs) TF_OpDefinitionBuilderAddInput(op, own);
-    for (const char* output : definition.outputs) TF_OpDefinitionBuilderAddOutput(op, output);
-    TF_OpDefinitionBuilderSetShapeInferenceFunction(op, UnknownShapes);
-    TF_RegisterOpDefinition(op, status.get());
-    if (TF_GetCode(status.get()) != TF_OK) return false;
-    TF_KernelBuilder* kernel = TF_NewKernelBuilder(definition.name, "CPU", definition.create,
-                                                   definition.compute, Delete);
-    TF_RegisterKernelBuilder(definition.name, kernel, status.get());
-    if (TF_GetCode(status.get()) != TF_OK) return false;
-  }
-  return true;
+// One of both ops: what they have in common goes first.
+bool RegisterStep(const char* name, decltype(&New<false>) create,
+                  void (*compute)(void*, TF_OpKernelContext*), std::vector<std::string> attributes,
+                  std::vector<std::string> inputs, std::vector<std::string> outputs) {
+  const std::vector<std::string> of_both = {"K: int >= 1", "M: int >= 1", "T: {float, bfloat16}",
+                                            "block: int >= 1", "threads: int >= 1"};
+  attributes.insert(attributes.begin(), of_both.begin(), of_both.end());
+  inputs.insert(inputs.begin(), {"gradients: K * float", "parameters: K * float"});
+  return Register({name, create, compute, Delete, attributes, inputs, outputs});
 }
 
-const bool registered = Register();
+const bool registered =
+    RegisterStep("L2lHierarchicalSummarize" L2L_TF_SUFFIX, New<false>, ComputeSummaries,
+                 {"has_net: bool"}, {"moments: M * T"}, {"summaries: float", "is_finite: bool"}) &&
+    RegisterStep("L2lHierarchicalUpdate" L2L_TF_SUFFIX, New<true>, ComputeUpdate,
+                 {"W: int >= 0", "max_direction: float", "averaging: float", "A: int >= 0"},
+                 {"controls: float", "weights: W * float", "rate: float", "decays: float",
+                  "moments: M * T", "lead: A * float"},
+                 {"new_parameters: K * float", "new_moments: M * T", "new_lead: A * float"});
 
 }  // namespace

@@ -395,25 +395,14 @@ void* New(TF_OpKernelConstruction* construction) {
 
 void Delete(void* kernel) { delete static_cast<Updates*>(kernel); }
 
-bool Register() {
-  Status status(TF_NewStatus(), TF_DeleteStatus);
-  TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder(L2L_TF_OP);
-  for (const char* attribute : {"W: int", "S: int", "output_scale: float", "bounded: bool"}) {
-    TF_OpDefinitionBuilderAddAttr(op, attribute);
-  }
-  for (const char* input :
-       {"features: float", "weights: W * float", "states: S * float", "cotangents: float"}) {
-    TF_OpDefinitionBuilderAddInput(op, input);
-  }
-  TF_OpDefinitionBuilderAddOutput(op, "gradients: W * float");
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(op, UnknownShapes);
-  TF_RegisterOpDefinition(op, status.get());
-  if (TF_GetCode(status.get()) != TF_OK) return false;
-  TF_RegisterKernelBuilder(L2L_TF_OP, TF_NewKernelBuilder(L2L_TF_OP, "CPU", New, Compute, Delete),
-                           status.get());
-  return TF_GetCode(status.get()) == TF_OK;
-}
-
-const bool registered = Register();
+const bool registered = Register({
+    L2L_TF_OP,
+    New,
+    Compute,
+    Delete,
+    {"W: int", "S: int", "output_scale: float", "bounded: bool"},
+    {"features: float", "weights: W * float", "states: S * float", "cotangents: float"},
+    {"gradients: W * float"},
+});
 
 }  // namespace

@@ -289,26 +289,14 @@ void Compute(void*, TF_OpKernelContext* context) {
   }
 }
 
-bool Register() {
-  Status status(TF_NewStatus(), TF_DeleteStatus);
-  TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder(L2L_TF_OP);
-  TF_OpDefinitionBuilderAddAttr(op, "W: int");
-  TF_OpDefinitionBuilderAddAttr(op, "S: int");
-  TF_OpDefinitionBuilderAddAttr(op, "T: {float, bfloat16}");
-  TF_OpDefinitionBuilderAddInput(op, "features: float");
-  TF_OpDefinitionBuilderAddInput(op, "weights: W * float");
-  TF_OpDefinitionBuilderAddInput(op, "states: S * T");
-  TF_OpDefinitionBuilderAddOutput(op, "outputs: float");
-  TF_OpDefinitionBuilderAddOutput(op, "new_states: S * T");
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(op, UnknownShapes);
-  TF_RegisterOpDefinition(op, status.get());
-  if (TF_GetCode(status.get()) != TF_OK) return false;
-  TF_RegisterKernelBuilder(L2L_TF_OP,
-                           TF_NewKernelBuilder(L2L_TF_OP, "CPU", nullptr, Compute, nullptr),
-                           status.get());
-  return TF_GetCode(status.get()) == TF_OK;
-}
-
-const bool registered = Register();
+const bool registered = Register({
+    L2L_TF_OP,
+    nullptr,
+    Compute,
+    nullptr,
+    {"W: int", "S: int", "T: {float, bfloat16}"},
+    {"features: float", "weights: W * float", "states: S * T"},
+    {"outputs: float", "new_states: S * T"},
+});
 
 }  // namespace

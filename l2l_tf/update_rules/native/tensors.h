@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
@@ -26,9 +28,38 @@ T* Data(const Tensor& tensor) {
   return static_cast<T*>(TF_TensorData(tensor.get()));
 }
 
-// Also of an op for which nothing is said of the shapes of its outputs.
-inline void UnknownShapes(TF_ShapeInferenceContext* context, TF_Status* status) {
-  TF_ShapeInferenceContextSetUnknownShape(context, status);
+// An op and its kernel on a CPU. Attributes and inputs are in the order of the call.
+struct Definition {
+  std::string name;
+  void* (*create)(TF_OpKernelConstruction*);  // or null, as what deletes it
+  void (*compute)(void*, TF_OpKernelContext*);
+  void (*destroy)(void*);
+  std::vector<std::string> attributes, inputs, outputs;
+};
+
+// Whether TensorFlow has taken it. Nothing is said of the shapes of its outputs.
+inline bool Register(const Definition& definition) {
+  Status status(TF_NewStatus(), TF_DeleteStatus);
+  const char* name = definition.name.c_str();
+  TF_OpDefinitionBuilder* op = TF_NewOpDefinitionBuilder(name);
+  for (const std::string& own : definition.attributes) {
+    TF_OpDefinitionBuilderAddAttr(op, own.c_str());
+  }
+  for (const std::string& own : definition.inputs) TF_OpDefinitionBuilderAddInput(op, own.c_str());
+  for (const std::string& own : definition.outputs) {
+    TF_OpDefinitionBuilderAddOutput(op, own.c_str());
+  }
+  auto unknown_shapes = [](TF_ShapeInferenceContext* context, TF_Status* status) {
+    TF_ShapeInferenceContextSetUnknownShape(context, status);
+  };
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(op, unknown_shapes);
+  TF_RegisterOpDefinition(op, status.get());
+  if (TF_GetCode(status.get()) != TF_OK) return false;
+  TF_RegisterKernelBuilder(name,
+                           TF_NewKernelBuilder(name, "CPU", definition.create, definition.compute,
+                                               definition.destroy),
+                           status.get());
+  return TF_GetCode(status.get()) == TF_OK;
 }
 
 }  // namespace
